@@ -1,0 +1,18 @@
+"""AdcVSR: one-step x4 video super-resolution, streamed exactly. The README shows the tree."""
+
+from .config import PRESETS, StudentConfig, UpscaleConfig
+from .engine import upscale
+from .errors import AdcvsrError, Cancelled
+from .streaming import StreamState
+from .student import Student
+
+__all__ = [
+    "PRESETS",
+    "AdcvsrError",
+    "Cancelled",
+    "StreamState",
+    "Student",
+    "StudentConfig",
+    "UpscaleConfig",
+    "upscale",
+]

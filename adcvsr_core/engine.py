@@ -1,0 +1,294 @@
+"""From LR frames to finished frames: sizes, chunks, shots, tiles, colour, one generator.
+
+    frames -> chunks -> shots -> to_lr -> per tile: student(lr, stream) -> blend -> finish -> frames
+
+A frame is yielded as soon as it is final, and memory does not depend on the clip's length. Knows nothing about
+files, nodes or checkpoints: it takes an iterable of frames and a Student.
+"""
+
+import copy
+import functools
+import itertools
+import math
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .color import match_color, resize, scale_detail
+from .config import UpscaleConfig
+from .errors import Cancelled, InputError, NonFiniteError, OutOfMemory
+from .memory import available_bytes, choose_chunk, choose_tile, is_out_of_memory, release_cached
+from .shots import find_cuts
+from .streaming import StreamState
+from .student import Student
+from .tiling import TileGrid, plan_tiles
+
+OnProgress = Callable[[int, int | None, Tensor], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """What one run does, decided from the first frame: sizes in pixels, `chunk` in frames."""
+
+    source: tuple[int, int]
+    work: tuple[int, int]
+    padded: tuple[int, int]
+    target: tuple[int, int]
+    chunk: int
+    grid: TileGrid
+
+
+def plan_run(height: int, width: int, student: Student, config: UpscaleConfig) -> RunPlan:
+    """Decide sizes, chunk and tiles for frames of height x width.
+
+    Raises:
+        ConfigError: a tile or overlap that does not fit.
+    """
+    target = _target_size(height, width, config)
+    work_height = config.work_size or -(-target[0] // student.scale)
+    work = (work_height, max(1, round(target[1] * work_height / target[0])))
+    multiple = student.multiple_of
+    padded = tuple(-(-size // multiple) * multiple for size in work)
+    available = available_bytes(student.device)
+    tile = config.tile or choose_tile(student.config, *padded, student.dtype, available, multiple)
+    if tile and not config.tile:
+        warnings.warn(f"a frame of {work[1]}x{work[0]} does not fit the memory: tiles of {tile} are used", stacklevel=2)
+    grid = plan_tiles(*padded, tile, config.overlap, multiple)
+    chunk = config.chunk or choose_chunk(student.config, *grid.tile_size, student.dtype, available)
+    return RunPlan(source=(height, width), work=work, padded=padded, target=target, chunk=chunk, grid=grid)
+
+
+def upscale(
+    frames: Iterable[Tensor],
+    student: Student,
+    config: UpscaleConfig | None = None,
+    on_progress: OnProgress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Iterator[Tensor]:
+    """Upscale a clip, yielding frames as soon as they are final.
+
+    Args:
+        frames: pieces [t,H,W,3] of any length, RGB in 0..1, floating point, all of one size. When the iterable has
+            a `num_frames`, progress reports it as the total.
+        student: the network; its device and dtype are used.
+        config: how to run; None = defaults.
+        on_progress: called as (frames done, frames in all or None, last frame [sH,sW,3] in 0..1).
+        cancelled: asked before every step.
+
+    Yields:
+        [t',sH,sW,3] float32 on the CPU in 0..1; the t' add up to the t.
+
+    Raises:
+        ConfigError: settings that do not fit each other.
+        InputError: frames of a wrong shape, type or size, non-finite values, or no frame at all.
+        Cancelled: `cancelled` said so.
+    """
+    config = config or UpscaleConfig()
+    # Settings that no frame can make valid are refused here, before the first frame is read.
+    plan_tiles(student.multiple_of, student.multiple_of, config.tile, config.overlap, student.multiple_of)
+    return _Run(frames, student, config, on_progress, cancelled).frames()
+
+
+class _Run:
+    """The state of one `upscale` call."""
+
+    def __init__(
+        self,
+        source: Iterable[Tensor],
+        student: Student,
+        config: UpscaleConfig,
+        on_progress: OnProgress | None,
+        cancelled: Callable[[], bool] | None,
+    ):
+        self.source = source
+        self.student = student
+        self.config = config
+        self.on_progress = on_progress
+        self.cancelled = cancelled
+        self.done = 0
+        self.chunk = 1
+
+    def frames(self) -> Iterator[Tensor]:
+        pieces = _checked(self.source)
+        first = next(pieces, None)
+        if first is None:
+            raise InputError("the clip has no frames; expected at least one")
+        plan = plan_run(first.shape[1], first.shape[2], self.student, self.config)
+        self.chunk = plan.chunk
+        shot, previous = _Shot(self, plan), None
+        for chunk in _rechunk(itertools.chain((first,), pieces), plan.chunk):
+            chunk = chunk.detach().to("cpu", torch.float32)
+            starts = find_cuts(chunk, previous, self.config.cuts)
+            for begin, end in itertools.pairwise((0, *starts, len(chunk))):
+                if begin in starts:
+                    yield from self._emit(shot.finish())
+                    shot = _Shot(self, plan)
+                if end > begin:
+                    yield from self._emit(shot.push(chunk[begin:end]))
+            previous = chunk[-1]
+        yield from self._emit(shot.finish())
+
+    def _emit(self, finished: Iterator[Tensor]) -> Iterator[Tensor]:
+        total = getattr(self.source, "num_frames", None)
+        for frames in finished:
+            self.done += len(frames)
+            if self.on_progress is not None:
+                self.on_progress(self.done, total, frames[-1])
+            yield frames
+
+    def check_cancelled(self) -> None:
+        if self.cancelled is not None and self.cancelled():
+            raise Cancelled(f"cancelled after {self.done} frames")
+
+    @functools.cached_property
+    def float32_student(self) -> Student:
+        return copy.deepcopy(self.student).float()
+
+
+class _Shot:
+    """One shot: a stream per tile, and the LR frames that wait for their SR frames."""
+
+    def __init__(self, run: _Run, plan: RunPlan):
+        self.run = run
+        self.plan = plan
+        self.student = run.student
+        self.states = [StreamState() for _ in plan.grid.tiles]
+        self.waiting: deque[Tensor] = deque()  # [3,h,w], unpadded
+
+    def push(self, frames: Tensor) -> Iterator[Tensor]:
+        """Push frames [t,H,W,3] and yield the finished ones."""
+        lr = _to_lr(frames, self.plan.work)
+        self.waiting += lr.unbind()
+        yield from self._step(lr, last=False)
+
+    def finish(self) -> Iterator[Tensor]:
+        """End the shot and yield the frames that waited for it."""
+        yield from self._step(torch.empty((0, 3, *self.plan.work)), last=True)
+
+    def _step(self, lr: Tensor, last: bool) -> Iterator[Tensor]:
+        for part in lr.split(self.run.chunk) if len(lr) else (lr,):
+            try:
+                sr = self._push_tiles(part, last)
+            except NonFiniteError as error:
+                self._continue_in_float32(error)
+                sr = self._push_tiles(part, last)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._shrink(part, error)
+                sr = None
+            if sr is None:
+                yield from self._step(part, last)
+                continue
+            for batch in sr.split(self.run.chunk) if len(sr) else ():
+                yield self._to_frames(batch)
+
+    @torch.no_grad()
+    def _push_tiles(self, lr: Tensor, last: bool) -> Tensor:
+        """Move every tile's stream on by the same frames, or none of them."""
+        clip = _pad(lr, self.plan.padded).to(self.student.device)[None]
+        states = [state.copy() for state in self.states]
+        tiles, scale = self.plan.grid.tiles, self.student.scale
+        canvas = None
+        for tile, state in zip(tiles, states, strict=True):
+            self.run.check_cancelled()
+            sr = self.student(tile.of(clip), state, last, self.run.config.temporal_strength)[0]
+            if len(tiles) == 1:
+                canvas = sr
+                break
+            if canvas is None:
+                canvas = sr.new_zeros((len(sr), 3, *(size * scale for size in self.plan.padded)))
+            self.plan.grid.add(canvas, tile, sr, scale)
+        self.states = states
+        return canvas[..., : self.plan.work[0] * scale, : self.plan.work[1] * scale]
+
+    def _continue_in_float32(self, error: NonFiniteError) -> None:
+        if self.student.dtype in (torch.float32, torch.float64):
+            raise error
+        warnings.warn(f"{error}; this shot goes on in float32", stacklevel=2)
+        self.student = self.run.float32_student
+        self.states = [state.to(dtype=torch.float32) for state in self.states]
+
+    def _shrink(self, lr: Tensor, error: Exception) -> None:
+        release_cached(self.student.device)
+        if len(lr) < 2:
+            raise OutOfMemory(
+                f"out of memory with one frame of {self.plan.work[1]}x{self.plan.work[0]} per step; "
+                "choose a tile, a smaller work size, or another device"
+            ) from error
+        self.run.chunk = len(lr) // 2
+        warnings.warn(f"out of memory with {len(lr)} frames per step: going on with {self.run.chunk}", stacklevel=2)
+
+    @torch.no_grad()
+    def _to_frames(self, sr: Tensor) -> Tensor:
+        """Finish SR [t,3,4h,4w] in [-1, 1] as frames [t,sH,sW,3] in 0..1."""
+        config = self.run.config
+        lr = torch.stack([self.waiting.popleft() for _ in sr]).to(sr.device)
+        color = self.student.config.color if config.color == "auto" else config.color
+        sr = scale_detail(match_color(sr.float(), lr, color), lr, config.detail)
+        sr = resize(sr, *self.plan.target)
+        return ((sr + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).contiguous().cpu()
+
+
+def _to_lr(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring frames [t,H,W,3] in 0..1 to LR frames [t,3,h,w] in [-1, 1]."""
+    return resize(frames.permute(0, 3, 1, 2), *size).clamp(0, 1) * 2 - 1
+
+
+def _pad(lr: Tensor, size: tuple[int, int]) -> Tensor:
+    missing = (0, size[1] - lr.shape[3], 0, size[0] - lr.shape[2])
+    return F.pad(lr, missing, mode="replicate") if any(missing) else lr
+
+
+def _target_size(height: int, width: int, config: UpscaleConfig) -> tuple[int, int]:
+    if not config.height:
+        return max(1, round(height * config.scale)), max(1, round(width * config.scale))
+    # Even, because most video formats store colour at half the size.
+    return config.height, max(2, 2 * round(width * config.height / height / 2))
+
+
+def _checked(pieces: Iterable[Tensor]) -> Iterator[Tensor]:
+    size, num_read = None, 0
+    for piece in pieces:
+        if not isinstance(piece, Tensor) or piece.ndim != 4 or piece.shape[3] != 3 or not piece.is_floating_point():
+            found = f"{piece.dtype} {list(piece.shape)}" if isinstance(piece, Tensor) else type(piece).__name__
+            raise InputError(f"expected frames [t,H,W,3] of a floating-point type in 0..1, got {found}")
+        if not len(piece):
+            continue
+        if min(piece.shape[1:3]) < 1 or size not in (None, piece.shape[1:3]):
+            was = "" if size is None else f" after frames of {size[1]}x{size[0]}"
+            raise InputError(f"frame {num_read} is {piece.shape[2]}x{piece.shape[1]}{was}; all must have one size")
+        size = piece.shape[1:3]
+        yield piece
+        num_read += len(piece)
+
+
+def _check_values(chunk: Tensor, first: int) -> None:
+    low, high = (float(v) for v in torch.aminmax(chunk))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        bad = first + int((~chunk.isfinite()).flatten(1).any(dim=1).nonzero()[0])
+        raise InputError(f"frame {bad} holds NaN or infinity; repair the input first")
+    if high > 2 or low < -1:
+        raise InputError(f"frames from {first} on have values from {low:g} to {high:g}; expected 0..1 (divide by 255?)")
+
+
+def _rechunk(pieces: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """Regroup pieces into chunks of `size` frames; only the last may be shorter."""
+    rest, first = None, 0
+    for piece in pieces:
+        piece = piece if rest is None else torch.cat((rest, piece))
+        whole = len(piece) // size * size
+        for chunk in piece[:whole].split(size):
+            if len(chunk):
+                _check_values(chunk, first)
+                yield chunk
+                first += len(chunk)
+        rest = piece[whole:] if whole < len(piece) else None
+    if rest is not None:
+        _check_values(rest, first)
+        yield rest
