@@ -8,7 +8,7 @@ Each makes the virtual environment `.venv` beside this file when it is missing o
 that fits the machine. Uses the standard library only. Knows nothing about what the package computes.
 """
 
-from __future__ import annotations
+from __future__ import annotations  # so that an old Python reads far enough to say that it is too old
 
 import hashlib
 import json
@@ -238,8 +238,7 @@ def demo() -> int:
     tool = (venv_python(), "-m", "adcvsr_core")
     code = run(*tool, "upscale", SAMPLE, clip, "--overwrite")
     if code == 0:
-        picture.unlink(missing_ok=True)
-        code = run(*tool, "compare", SAMPLE, clip, "--out", picture)
+        code = run(*tool, "compare", SAMPLE, clip, "--out", picture, "--overwrite")
     if code == 0:
         say(f"\nupscaled clip:     {clip}\nbefore and after:  {picture}")
     return code

@@ -1,5 +1,6 @@
 """AdcVSR: one-step x4 video super-resolution, streamed exactly. The README shows the tree."""
 
+from .checkpoint import load_student
 from .config import PRESETS, StudentConfig, UpscaleConfig
 from .engine import upscale
 from .errors import AdcvsrError, Cancelled
@@ -14,5 +15,6 @@ __all__ = [
     "Student",
     "StudentConfig",
     "UpscaleConfig",
+    "load_student",
     "upscale",
 ]

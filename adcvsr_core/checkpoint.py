@@ -26,6 +26,7 @@ CONVERT_HINT = "python -m adcvsr_core convert --adcsr net_params_200.pkl halfDec
 
 _CONFIG, _FORMAT = "adcvsr_config", "adcvsr_format"
 _VERSION = "1"
+_PICKLE_SUFFIXES = (".pkl", ".ckpt", ".pt", ".pth", ".bin")
 _BYTES_SCANNED = 1 << 22  # enough for the names in a checkpoint's pickle, and a bound for a hostile one
 
 
@@ -210,14 +211,18 @@ def refuse_keys(source: str, what: str, keys: Iterable[str]) -> None:
 
 
 def fill(student: Student, weights: dict[str, Tensor]) -> Student:
-    """Give an empty student these very tensors, which fit, and set it up for inference."""
+    """Give an empty student these tensors, which fit, and set it up for inference; `weights` is given away."""
+    for key, tensor in weights.items():
+        if tensor.ndim == 4:  # here and one by one, or the whole network would be there twice
+            weights[key] = tensor.contiguous(memory_format=torch.channels_last)
     student.load_state_dict(weights, assign=True)
     return student.to(memory_format=torch.channels_last).requires_grad_(False).eval()
 
 
 def require_finite(key: str, tensor: Tensor, source: str) -> None:
     """Raise CheckpointError when a weight holds NaN or infinity."""
-    if not bool(tensor.isfinite().all()):
+    # The extremes carry NaN along and need no memory.
+    if not bool(torch.stack(tensor.aminmax()).isfinite().all()):
         raise CheckpointError(f"{source}: {key} holds NaN or infinity in {str(tensor.dtype).removeprefix('torch.')}")
 
 
@@ -247,7 +252,7 @@ def _open(path: Path) -> Iterator[safe_open]:
     layout = detect_layout(path)
     if layout in ("adcsr_net", "adcsr_decoder"):
         raise CheckpointError(f"{path} is one of the two official AdcSR files; convert the pair once: {CONVERT_HINT}")
-    if layout in ("torch", "pickle"):
+    if layout in ("torch", "pickle") or path.suffix in _PICKLE_SUFFIXES:
         raise CheckpointError(f"{path} is a PyTorch pickle, which is not read; if it is AdcSR's: {CONVERT_HINT}")
     try:
         with safe_open(str(path), "pt") as file:

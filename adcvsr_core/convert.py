@@ -142,8 +142,8 @@ def convert_adcsr(
         for key, tensor in half.state_dict(containing="decoder").items():
             if not key.startswith(_HALF_DECODER_UNUSED):
                 theirs[key] = tensor
-        config = dataclasses.replace(config, temporal="none")
-        return fill(build_empty(config, source), dict(_joined(config, theirs, source)))
+        student = build_empty(dataclasses.replace(config, temporal="none"), source)
+        return fill(student, dict(_joined(student, theirs, source)))
 
 
 def with_temporal(student: Student, placement: str = "blocks") -> Student:
@@ -201,7 +201,8 @@ def student_from_sd(root: str | Path, config: StudentConfig = PRESETS["adcvsr"])
         student = build_empty(flat, "the student")
         shapes = {key: tensor.shape for key, tensor in student.state_dict().items()}
         weights = {}
-        for key, tensor in _joined(full, _repeat_latents(theirs, full, root), str(root)):
+        tensors = _joined(build_empty(full, str(root)), _repeat_latents(theirs, full, root), str(root))
+        for key, tensor in tensors:
             weights[key] = _prune(key, tensor, shapes[key], flat, full)
     fill(student, weights)
     return student if config.temporal == "none" else with_temporal(student, config.temporal)
@@ -219,9 +220,9 @@ def _diffusers_names(key: str) -> tuple[str, ...]:
     return tuple(name.replace("{q,k,v}", letter) for letter in "qkv") if "{q,k,v}" in name else (name,)
 
 
-def _joined(config: StudentConfig, theirs: dict[str, Source], source: str) -> Iterator[tuple[str, Tensor]]:
-    """Check a whole set of tensors by name and shape, then read them one by one under our names."""
-    table = key_table(config)
+def _joined(student: Student, theirs: dict[str, Source], source: str) -> Iterator[tuple[str, Tensor]]:
+    """Check by name and shape that tensors make up a (2D) student, then read them one by one under our names."""
+    table = {key: _diffusers_names(key) for key in student.state_dict()}
     names = {name for group in table.values() for name in group}
     refuse_keys(source, "missing", names - theirs.keys())
     refuse_keys(source, "unknown", theirs.keys() - names)
@@ -230,7 +231,7 @@ def _joined(config: StudentConfig, theirs: dict[str, Source], source: str) -> It
         parts = [theirs[name].shape for name in group]
         alike = len(set(parts)) == 1 and len(parts[0]) > 0
         shapes[key] = (len(parts) * parts[0][0], *parts[0][1:]) if alike else parts[0]
-    check_shapes(shapes, build_empty(config, source), source)
+    check_shapes(shapes, student, source)
     for key, group in table.items():
         tensors = [theirs[name].read().float() for name in group]
         tensor = tensors[0] if len(tensors) == 1 else torch.cat(tensors)

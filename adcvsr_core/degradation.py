@@ -14,7 +14,6 @@ import av
 import numpy as np
 import torch
 import torch.nn.functional as F
-from av.video.reformatter import VideoReformatter
 from PIL import Image
 from torch import Tensor
 
@@ -141,8 +140,7 @@ def _draw(config: DegradationConfig, rng: np.random.Generator) -> _Draw:
     # Every number is drawn whether it is used or not, so that one probability does not shift the others.
     blur, noise, gray, jpeg, h264 = rng.random(5)
     sigma, level, quality, crf = (
-        rng.uniform(*limits)
-        for limits in (config.blur_sigma, config.noise_sigma, config.jpeg_quality, config.h264_crf)
+        rng.uniform(*limits) for limits in (config.blur_sigma, config.noise_sigma, config.jpeg_quality, config.h264_crf)
     )
     preset = config.h264_presets[int(rng.integers(len(config.h264_presets)))]
     return _Draw(
@@ -210,18 +208,45 @@ def h264_round_trip(levels: np.ndarray, crf: float, preset: str = "medium") -> n
     encoder.options = {"crf": f"{crf:.2f}", "preset": preset, "x264-params": "log-level=none"}
     decoder = av.CodecContext.create("h264", "r")
     decoder.thread_count = 1
-    to_yuv, to_rgb = VideoReformatter(), VideoReformatter()  # each keeps its tables from frame to frame
     packets = []
-    for index, array in enumerate(padded):
-        frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
-        frame = to_yuv.reformat(frame, format="yuv420p", src_colorspace="ITU709", dst_colorspace="ITU709")
+    for index, planes in enumerate(rgb_to_yuv420(padded)):
+        frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
         frame.pts = index
         packets += encoder.encode(frame)
     packets += encoder.encode(None)
     decoded = [frame for packet in packets for frame in decoder.decode(packet)] + decoder.decode(None)
-    frames = [
-        to_rgb.reformat(frame, format="rgb24", src_colorspace="ITU709", dst_colorspace="ITU709").to_ndarray()
-        for frame in decoded
-    ]
-    assert len(frames) == len(levels), f"x264 returned {len(frames)} of {len(levels)} frames"
-    return np.stack(frames)[:, :height, :width]
+    assert len(decoded) == len(levels), f"x264 returned {len(decoded)} of {len(levels)} frames"
+    return yuv420_to_rgb(np.stack([frame.to_ndarray() for frame in decoded]))[:, :height, :width]
+
+
+# BT.709 in studio range. By hand, for libswscale's default conversion darkens by more than one level.
+_TO_YUV = np.array(
+    [[0.2126, 0.7152, 0.0722], [-0.2126 / 1.8556, -0.7152 / 1.8556, 0.5], [0.5, -0.7152 / 1.5748, -0.0722 / 1.5748]],
+    dtype=np.float32,
+)
+_YUV_SCALE = np.array([219, 224, 224], dtype=np.float32) / 255
+_YUV_OFFSET = np.array([16, 128, 128], dtype=np.float32)
+_TO_RGB = np.linalg.inv(_TO_YUV)
+
+
+def rgb_to_yuv420(levels: np.ndarray) -> np.ndarray:
+    """Map [T,H,W,3] uint8, H and W even, to stacked planes [T,H*3/2,W] uint8: Y, then U, then V."""
+    num_frames, height, width, _ = levels.shape
+    yuv = levels.astype(np.float32) @ _TO_YUV.T * _YUV_SCALE + _YUV_OFFSET
+    chroma = yuv[..., 1:].reshape(num_frames, height // 2, 2, width // 2, 2, 2).mean((2, 4))
+    planes = (yuv[..., 0], chroma[..., 0], chroma[..., 1])
+    stacked = np.concatenate([plane.reshape(num_frames, -1) for plane in planes], axis=1)
+    return stacked.round().clip(0, 255).astype(np.uint8).reshape(num_frames, height * 3 // 2, width)
+
+
+def yuv420_to_rgb(planes: np.ndarray) -> np.ndarray:
+    """Map stacked planes [T,H*3/2,W] uint8 to [T,H,W,3] uint8; chroma is repeated."""
+    num_frames, rows, width = planes.shape
+    height = rows * 2 // 3
+    flat = planes.reshape(num_frames, -1)
+    luma = flat[:, : height * width].reshape(num_frames, height, width)
+    chroma = flat[:, height * width :].reshape(num_frames, 2, height // 2, width // 2)
+    chroma = chroma.repeat(2, axis=2).repeat(2, axis=3)
+    yuv = np.stack([luma, chroma[:, 0], chroma[:, 1]], axis=-1).astype(np.float32)
+    rgb = (yuv - _YUV_OFFSET) / _YUV_SCALE @ _TO_RGB.T
+    return rgb.round().clip(0, 255).astype(np.uint8)

@@ -56,8 +56,6 @@ def plan_run(height: int, width: int, student: Student, config: UpscaleConfig) -
     padded = tuple(-(-size // multiple) * multiple for size in work)
     available = available_bytes(student.device)
     tile = config.tile or choose_tile(student.config, *padded, student.dtype, available, multiple)
-    if tile and not config.tile:
-        warnings.warn(f"a frame of {work[1]}x{work[0]} does not fit the memory: tiles of {tile} are used", stacklevel=2)
     grid = plan_tiles(*padded, tile, config.overlap, multiple)
     chunk = config.chunk or choose_chunk(student.config, *grid.tile_size, student.dtype, available)
     return RunPlan(source=(height, width), work=work, padded=padded, target=target, chunk=chunk, grid=grid)
@@ -120,6 +118,9 @@ class _Run:
             raise InputError("the clip has no frames; expected at least one")
         plan = plan_run(first.shape[1], first.shape[2], self.student, self.config)
         self.chunk = plan.chunk
+        if len(plan.grid.tiles) > 1 and not self.config.tile:
+            tile = max(plan.grid.tile_size)
+            warnings.warn(f"a frame does not fit the memory in one piece: tiles of {tile} are used", stacklevel=2)
         shot, previous = _Shot(self, plan), None
         for chunk in _rechunk(itertools.chain((first,), pieces), plan.chunk):
             chunk = chunk.detach().to("cpu", torch.float32)

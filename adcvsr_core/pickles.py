@@ -66,7 +66,9 @@ class LazyTensor(_Sealed):
         reach = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
         if math.prod(self.shape) > flat.numel() or (0 not in self.shape and reach >= flat.numel()):
             raise CheckpointError(f"{self.storage.archive.path} is damaged: a tensor is larger than its storage")
-        return flat.as_strided(self.shape, self.stride, self.offset).clone(memory_format=torch.contiguous_format)
+        tensor = flat.as_strided(self.shape, self.stride, self.offset)
+        whole = tensor.numel() == flat.numel() and tensor.is_contiguous()
+        return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
 
 
 class Inert(_Sealed):

@@ -34,6 +34,7 @@ class Passengers:
     Args:
         path: file to take from.
         target: opened output container whose header is not written yet.
+        kinds: what to take: "audio", "subtitle".
         origin: moment of the source's timeline that is 0 in the target, in seconds.
         limit: moment of the target's timeline to stop before, None = the end.
         is_trimmed: whether packets before 0 are dropped, and chapters and timecode with them.
@@ -45,22 +46,24 @@ class Passengers:
         path: Path,
         target: av.container.OutputContainer,
         *,
-        origin: Fraction,
-        limit: Fraction | None,
-        is_trimmed: bool,
+        kinds: tuple[str, ...],
         warnings: list[str],
+        origin: Fraction = Fraction(0),
+        limit: Fraction | None = None,
+        is_trimmed: bool = False,
     ):
         self._target, self._origin, self._limit, self._is_trimmed = target, origin, limit, is_trimmed
         self._warnings = warnings
         self._outlets: dict[int, _Copy | _Encode] = {}
         self._pending: tuple[Fraction, av.Packet] | None = None
         try:
-            self._source = av.open(str(path), "r", metadata_errors="replace")
+            self._source = av.open(f"file:{path}", "r", metadata_errors="replace")
         except av.error.FFmpegError as error:
             raise InputError(f"cannot take sound from {path}: {error.strerror}; expected a media file") from error
         try:
-            for stream in (*self._source.streams.audio, *self._source.streams.subtitles):
-                self._board(stream)
+            for stream in self._source.streams:
+                if stream.type in kinds:
+                    self._board(stream)
             self._packets = self._read()
         except BaseException:
             self._source.close()
@@ -105,7 +108,7 @@ class Passengers:
         self._source.close()
 
     def _board(self, stream) -> None:
-        kind = "audio" if stream.type == "audio" else "subtitle"
+        kind = stream.type
         name = stream.codec_context.name if stream.codec_context is not None else "unknown"
         container = self._target.format.name
         try:
@@ -228,4 +231,4 @@ def _copy_stream_tags(source, stream) -> None:
     for key in _STREAM_TAGS:
         if key in source.metadata:
             stream.metadata[key] = source.metadata[key]
-    stream.disposition = source.disposition
+    stream.disposition = source.disposition.value  # PyAV 14 takes the integer only

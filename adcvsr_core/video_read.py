@@ -342,7 +342,7 @@ def _seconds(value: Seconds) -> Fraction:
 
 def _open(path: Path) -> av.container.InputContainer:
     try:
-        return av.open(str(path), "r", metadata_errors="replace")
+        return av.open(f"file:{path}", "r", metadata_errors="replace")
     except av.error.FFmpegError as error:
         reason = "not a video that FFmpeg can read" if isinstance(error, ValueError) else error.strerror
         raise InputError(f"cannot open {path}: {reason}; expected a video, an image or a folder of images") from error
@@ -369,12 +369,10 @@ def _decode(container, stream, warnings: list[str]) -> Iterator[av.VideoFrame]:
     for packet in _demux(container, stream, warnings):
         try:
             frames = stream.decode(packet)
-        except MemoryError:
-            raise
-        except EOFError:
-            continue
-        except av.error.FFmpegError:
-            num_errors += 1
+        except av.error.FFmpegError as error:
+            if isinstance(error, MemoryError):
+                raise
+            num_errors += not isinstance(error, EOFError)
             continue
         for frame in frames:
             num_damaged += frame.is_corrupt

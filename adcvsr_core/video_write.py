@@ -87,7 +87,7 @@ CODECS: dict[str, Codec] = {
         formats={10: "yuv422p10le"},
         odd_formats={10: "yuv444p10le"},
         crf=None,
-        options={"profile": "hq", "vendor": "apl0"},
+        options={"profile": "3", "vendor": "apl0"},
     ),
     "prores_4444": Codec(
         encoder="prores_ks",
@@ -95,7 +95,7 @@ CODECS: dict[str, Codec] = {
         formats={10: "yuv444p10le"},
         odd_formats={10: "yuv444p10le"},
         crf=None,
-        options={"profile": "4444", "vendor": "apl0"},
+        options={"profile": "4", "vendor": "apl0"},
     ),
     "ffv1": Codec(
         encoder="ffv1",
@@ -125,7 +125,7 @@ class VideoWriter:
         codec: "auto" (h264, or vp9 in .webm) | a key of `CODECS`. Pictures ignore it.
         crf: quality where the codec has it, lower is better; None = the codec's default.
         bit_depth: bits per component to keep at least; None = the source's, else 8.
-        audio_from: "source" | a media file | None = no sound, no subtitles.
+        audio_from: "source" | a media file, whose beginning is that of `source` as trimmed | None = silent.
         overwrite: whether an existing file may be replaced.
 
     Attributes:
@@ -164,9 +164,7 @@ class VideoWriter:
         depth = bit_depth or (source.info.bit_depth if source else 8)
         pictures = _picture_pattern(os.fspath(path))
         inputs = [source.path] if source else []
-        if audio_from == "source":
-            audio_from = source.path if source and source.is_container else None
-        elif audio_from is not None:
+        if audio_from not in ("source", None):
             inputs.append(Path(audio_from))
         _check_target(self.path, inputs, overwrite, pictures)
         with _translated(self.path):
@@ -264,25 +262,15 @@ class _FileSink:
         self.time_base = source.info.time_base if source else _fine_time_base(writer.fps)
         self.pixel_format = _choose_format(codec, depth, writer.width, writer.height, writer.warnings)
         self._tags = _choose_tags(source, writer.height, self.pixel_format, codec)
-        self._passengers: Passengers | None = None
+        self._passengers: list[Passengers] = []
         self._reached: Fraction | None = None
         self._num_put = 0
         muxer = _MUXERS[path.suffix.lower()]
         options = {} if muxer in ("matroska", "webm") else _FINE_EDITS
-        self._container = av.open(str(self.part_path), "w", format=muxer, container_options=options)
+        self._container = av.open(f"file:{self.part_path}", "w", format=muxer, container_options=options)
         try:
             self._stream = self._add_video(writer, codec, crf)
-            if audio_from is not None:
-                follows = source is not None and Path(audio_from) == source.path
-                self._passengers = Passengers(
-                    Path(audio_from),
-                    self._container,
-                    origin=source.origin if follows else Fraction(0),
-                    limit=source.limit if source else None,
-                    is_trimmed=source is not None and source.is_trimmed,
-                    warnings=writer.warnings,
-                )
-                self._passengers.copy_tags(self._stream)
+            self._add_passengers(source, audio_from, writer.warnings)
             self._container.start_encoding()
         except BaseException:
             self.discard()
@@ -301,12 +289,12 @@ class _FileSink:
             for packet in packets:
                 packet.dts = packet.pts
         self._mux(packets)
-        if self._passengers is not None:
-            self._passengers.copy_until(None if with_rest else self._reached)
-            self._passengers.finish()
-            self._passengers.close()
+        for passengers in self._passengers:
+            passengers.copy_until(None if with_rest else self._reached)
+            passengers.finish()
+            passengers.close()
         self._container.close()
-        with open(self.part_path, "rb") as file:
+        with open(self.part_path, "r+b") as file:  # Windows syncs only what is open for writing
             os.fsync(file.fileno())
 
     def publish(self, path: Path) -> None:
@@ -314,8 +302,8 @@ class _FileSink:
 
     def discard(self) -> None:
         """Remove every trace, whatever state the container is in."""
-        if self._passengers is not None:
-            self._passengers.close()
+        for passengers in self._passengers:
+            passengers.close()
         with contextlib.suppress(av.error.FFmpegError, OSError, ValueError):  # removed below, so no trailer needed
             self._container.close()
         self.part_path.unlink(missing_ok=True)
@@ -325,8 +313,27 @@ class _FileSink:
             stamp = packet.pts * packet.time_base
             self._reached = stamp if self._reached is None else max(self._reached, stamp)
             self._container.mux(packet)
-        if packets and self._passengers is not None:
-            self._passengers.copy_until(self._reached)
+        for passengers in self._passengers if packets else ():
+            passengers.copy_until(self._reached)
+
+    def _add_passengers(self, source: VideoReader | None, audio_from, warnings: list[str]) -> None:
+        if source is not None and source.is_container:
+            passengers = Passengers(
+                source.path,
+                self._container,
+                kinds=("audio", "subtitle") if audio_from == "source" else ("subtitle",),
+                origin=source.origin,
+                limit=source.limit,
+                is_trimmed=source.is_trimmed,
+                warnings=warnings,
+            )
+            self._passengers.append(passengers)
+            passengers.copy_tags(self._stream)
+        if audio_from not in ("source", None):
+            limit = source.limit if source else None
+            self._passengers.append(
+                Passengers(Path(audio_from), self._container, kinds=("audio",), limit=limit, warnings=warnings)
+            )
 
     def _add_video(self, writer: VideoWriter, codec: Codec, crf: int | None) -> av.video.stream.VideoStream:
         options = dict(codec.options)
@@ -366,7 +373,7 @@ def _translated(path: Path) -> Iterator[None]:
 
 def _picture_pattern(path: str) -> str | None:
     """Return the file name pattern if pictures are meant, None for a video."""
-    if path.endswith(("/", os.sep)) or Path(path).is_dir():
+    if path.endswith(("/", os.sep)) or (Path(path).is_dir() and Path(path).suffix.lower() not in _MUXERS):
         return os.path.join(path, "frame_%06d.png")
     return path if Path(path).suffix.lower() in IMAGE_SUFFIXES else None
 
@@ -378,9 +385,12 @@ def _check_target(path: Path, inputs: list[Path], overwrite: bool, pattern: str 
         raise OutputError(f"{folder} is no folder; make it first, or write elsewhere")
     part = target.with_name(f"{target.stem}.part{target.suffix}")
     for other in inputs:
-        same = [name for name in (target, part, target.parent) if name.exists() and os.path.samefile(name, other)]
+        taken = (target, part, target.parent) if pattern else (target, part)
+        same = [name for name in taken if name.exists() and other.exists() and os.path.samefile(name, other)]
         if same:
             raise OutputError(f"{same[0]} is the input itself; choose another name")
+    if target.is_dir():
+        raise OutputError(f"{target} is a folder; choose another name, or put a slash at its end for pictures in it")
     existing = matching_pictures(target.parent, target.name) if pattern else [path] * path.exists()
     if existing and not overwrite:
         raise OutputError(f"{existing[0]} exists; allow overwriting, or choose another name")

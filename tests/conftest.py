@@ -1,5 +1,6 @@
 """What every test shares: fixed randomness, the smallest student that still has every part, the bundled clip."""
 
+import copy
 import random
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 from adcvsr_core.config import StudentConfig
+from adcvsr_core.streaming import TemporalConv
+from adcvsr_core.student import Student
 
 # The same examples on every machine and no time limits: a busy machine must not fail a test.
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=25, print_blob=True)
@@ -46,3 +49,32 @@ def tiny_config() -> StudentConfig:
         decoder_layers=0,
         norm_groups=4,
     )
+
+
+def awaken(student: Student) -> Student:
+    """Give every weight that starts at zero, and every temporal one, a strong random value.
+
+    At initialisation the temporal branch is the identity, and a test of streaming would pass for nothing.
+    """
+    for module in student.modules():
+        if isinstance(module, TemporalConv):
+            fan_in = module.in_channels * module.kernel_size[0]
+            torch.nn.init.normal_(module.weight, std=1.5 / fan_in**0.5)
+            torch.nn.init.normal_(module.bias, std=0.1)
+    for parameter in student.parameters():
+        if parameter.ndim == 1 or not parameter.any():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    return student.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def student(tiny_config: StudentConfig) -> Student:
+    """A tiny float32 student with strong random weights everywhere."""
+    torch.manual_seed(1)
+    return awaken(Student(tiny_config))
+
+
+@pytest.fixture(scope="session")
+def exact_student(student: Student) -> Student:
+    """The same student in float64, for laws that hold to the last digits."""
+    return copy.deepcopy(student).double()

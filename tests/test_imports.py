@@ -27,6 +27,7 @@ CORE = {
     "pickles": "errors config",
     "checkpoint": "errors config streaming layers unet decoder student pickles",
     "convert": "errors config streaming layers unet decoder student pickles checkpoint",
+    "cost": "errors config streaming layers unet decoder student",
     # leaves
     "tiling": "errors config",
     "color": "errors config",

@@ -1,9 +1,10 @@
 """Clips in and out: every frame once, timestamps and sound kept, colours right, no broken file under a good name."""
 
 import errno
-import resource
+import itertools
 import signal
 import struct
+import sys
 import zlib
 from fractions import Fraction
 from pathlib import Path
@@ -18,6 +19,11 @@ from adcvsr_core import video_write
 from adcvsr_core.errors import Cancelled, InputError, OutputError
 from adcvsr_core.pixels import FULL, LIMITED, ColorTags, frame_to_rgb, rgb_to_frame
 from adcvsr_core.video import CODECS, VideoWriter, read_image, read_video, save_png, write_image
+
+if sys.platform != "win32":
+    import resource
+posix = pytest.mark.skipif(sys.platform == "win32", reason="asks the system in a POSIX way")
+linux = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
 
 TICK = Fraction(1, 90_000)
 COEFFICIENTS = {1: (0.2126, 0.0722), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}
@@ -327,7 +333,7 @@ def test_load_save_load(tmp_path, codec):
     """A copy looks like its source in every codec, and no channel drifts; lossless stays within rounding."""
     if CODECS[codec].encoder not in av.codecs_available:
         pytest.skip(f"this PyAV has no {CODECS[codec].encoder}")
-    clip = make_clip(tmp_path / "in.mkv", 6, codec="ffv1")
+    clip = make_clip(tmp_path / "in.mkv", 6, size=(64, 64), codec="ffv1")
     target = tmp_path / f"out{CODECS[codec].suffixes[-1]}"
     _, writer = copy(clip, target, codec=codec)
     before, after = whole(clip), whole(target)
@@ -417,7 +423,7 @@ def test_sound_is_copied_byte_for_byte(tmp_path, audio, source, target):
 def test_sound_that_does_not_fit_is_encoded_again_aloud(tmp_path, audio, source, target, becomes):
     clip = make_clip(tmp_path / f"in{source}", 60, audio=audio)
     _, writer = copy(clip, tmp_path / f"out{target}")
-    assert "re-encoded" in writer.warnings[0] and audio in writer.warnings[0]
+    assert "re-encoded" in writer.warnings[0] and audio.removeprefix("lib") in writer.warnings[0]
     with av.open(str(tmp_path / f"out{target}")) as container:
         assert container.streams.audio[0].codec_context.name.removeprefix("lib") == becomes
         sounds = list(container.decode(audio=0))
@@ -438,12 +444,6 @@ def test_sound_longer_than_the_picture_is_kept_whole(tmp_path):
     assert packets(tmp_path / "out.mp4") == packets(tmp_path / "long.mp4")
 
 
-def test_silence_on_request(tmp_path):
-    clip = make_clip(tmp_path / "in.mp4", 5, audio="aac")
-    copy(clip, tmp_path / "out.mp4", audio_from=None)
-    assert read_video(clip).info.has_audio and not read_video(tmp_path / "out.mp4").info.has_audio
-
-
 def subtitled(path):
     """Write a clip with one SubRip subtitle, chapters, a title and a language."""
     (path.parent / "lines.srt").write_text("1\n00:00:00,200 --> 00:00:00,900\nHello\n")
@@ -453,9 +453,9 @@ def subtitled(path):
         streams = [out.add_stream_from_template(stream, opaque=True) for stream in sources]
         streams[1].metadata["language"] = "deu"
         out.metadata["title"] = "A title"
-        out.set_chapters(
-            [{"id": 1, "start": 0, "end": 1000, "time_base": Fraction(1, 1000), "metadata": {"title": "One"}}]
-        )
+        if hasattr(out, "set_chapters"):  # PyAV 15
+            entry = {"id": 1, "start": 0, "end": 1000, "time_base": Fraction(1, 1000), "metadata": {"title": "One"}}
+            out.set_chapters([entry])
         for container, kept in ((video, sources[:2]), (lines, sources[2:])):
             for packet in container.demux(kept):
                 if packet.size:
@@ -470,8 +470,11 @@ def test_subtitles_chapters_and_tags_come_over(tmp_path):
     assert not writer.warnings
     with av.open(str(tmp_path / "out.mkv")) as out:
         assert out.metadata["title"] == "A title" and out.streams.audio[0].language == "deu"
-        assert [chapter["metadata"]["title"] for chapter in out.chapters()] == ["One"]
-    assert packets(tmp_path / "out.mkv", "subtitles") == packets(clip, "subtitles") == [(Fraction(1, 5), b"Hello")]
+        if hasattr(out, "chapters"):
+            assert [chapter["metadata"]["title"] for chapter in out.chapters()] == ["One"]
+    for path in (clip, tmp_path / "out.mkv"):
+        ((seconds, text),) = packets(path, "subtitles")
+        assert text == b"Hello" and seconds - pts_of(path)[0] == Fraction(1, 5)
 
 
 def test_subtitles_that_do_not_fit_are_left_out_aloud(tmp_path):
@@ -488,6 +491,24 @@ def test_timecode_is_kept(tmp_path):
     copy(clip, tmp_path / "out.mov")
     with av.open(str(tmp_path / "out.mov")) as out:
         assert out.streams.video[0].metadata["timecode"] == "01:02:03:04"
+
+
+def test_silence_on_request(tmp_path):
+    """Only the sound goes: subtitles and tags stay."""
+    copy(subtitled(tmp_path / "in.mkv"), tmp_path / "out.mkv", audio_from=None)
+    with av.open(str(tmp_path / "out.mkv")) as out:
+        assert not out.streams.audio and len(out.streams.subtitles) == 1 and out.metadata["title"] == "A title"
+
+
+def test_length_is_kept(tmp_path):
+    """The last frame lasts as long as it did."""
+    clip = make_clip(tmp_path / "in.mp4", 12)
+    copy(clip, tmp_path / "out.mp4")
+    assert (
+        read_video(tmp_path / "out.mp4").info.duration_seconds
+        == read_video(clip).info.duration_seconds
+        == Fraction(2, 5)
+    )
 
 
 @pytest.mark.parametrize("codec", [codec for codec in CODECS if ".mp4" in CODECS[codec].suffixes])
@@ -530,6 +551,38 @@ def test_damage_in_the_middle_costs_only_its_frames(tmp_path, suffix):
                 continue
     assert 60 <= decodable <= counted == len(reader.pts) <= 120
     assert reader.warnings, f"{120 - counted} frames lost in silence"
+
+
+def test_bare_stream_without_times_or_length(tmp_path):
+    """Raw H.264: no timestamps, no duration, no frame count; still each frame once, evenly spaced, and copyable."""
+    clip = make_clip(tmp_path / "in.h264", 20, options={"bf": "0"})
+    reader, _ = copy(clip, tmp_path / "out.mp4")
+    assert reader.info.num_frames is None and reader.num_frames is None
+    times = pts_of(tmp_path / "out.mp4")
+    assert len(times) == 20 and len({b - a for a, b in itertools.pairwise(times)}) == 1
+
+
+def test_edit_list_hides_what_it_hides(tmp_path):
+    """Frames that the container says not to show are not delivered; the first shown one is at 0."""
+    clip = make_clip(tmp_path / "in.mp4", 30, options={"bf": "0", "g": "30"})
+    content = bytearray(clip.read_bytes())
+    entry = content.index(b"elst") + 12  # after version, flags and count: duration, media time, rate
+    content[entry + 4 : entry + 8] = struct.pack(">i", 10 * 3000)
+    clip.write_bytes(content)
+    with av.open(str(clip)) as container:
+        shown = sum(1 for packet in container.demux(video=0) if packet.size and not packet.is_discard)
+    reader = read_video(clip)
+    assert sum(len(frames) for frames in reader) == shown == 20
+    assert reader.pts[0] == 0 and whole(clip).allclose(whole(clip, chunk=3))
+
+
+@posix
+@pytest.mark.parametrize("name", ["a:b.mp4", "50% off #1?.mp4", "lächeln 笑.mp4", "%03d.mp4"])
+def test_any_file_name(tmp_path, monkeypatch, name):
+    make_clip(tmp_path / "in.mp4", 3).rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    copy(name, f"out {name}")
+    assert len(whole(f"out {name}")) == 3
 
 
 def test_cut_short_file_gives_what_it_has(tmp_path):
@@ -596,6 +649,7 @@ def test_start_beyond_the_end_is_refused(tmp_path):
         list(read_video(make_clip(tmp_path / "in.mp4", 6), start=5))
 
 
+@linux
 def test_abandoned_reader_lets_go_of_the_file(tmp_path):
     def open_files():
         return [link for link in Path("/proc/self/fd").iterdir() if link.exists() and clip.samefile(link)]
@@ -611,12 +665,13 @@ def test_abandoned_reader_lets_go_of_the_file(tmp_path):
     assert not open_files()
 
 
+@linux
 def test_memory_is_flat(tmp_path):
     """600 frames through reader and writer need no more than 200 did."""
-    clip = make_clip(tmp_path / "in.mp4", 600, size=(160, 96), audio="aac", options={"preset": "ultrafast"})
+    clip = make_clip(tmp_path / "in.mp4", 600, audio="aac", options={"preset": "ultrafast"})
     resident = []
     with read_video(clip, chunk=4) as reader:
-        with VideoWriter(tmp_path / "out.mp4", width=160, height=96, source=reader) as writer:
+        with VideoWriter(tmp_path / "out.mp4", width=64, height=48, source=reader) as writer:
             for frames in reader:
                 writer.write(frames, reader.take_pts(len(frames)))
                 if writer.num_frames % 100 == 0:
@@ -696,6 +751,7 @@ def test_existing_files_are_safe(tmp_path, name):
     assert after.keys() == before.keys() and after != before
 
 
+@posix
 def test_input_is_never_the_output(tmp_path):
     clip = make_clip(tmp_path / "in.mp4", 3)
     part = make_clip(tmp_path / "out.part.mp4", 3)
@@ -734,11 +790,20 @@ def test_codec_that_this_build_lacks(tmp_path, monkeypatch):
         start_writer(tmp_path / "out.mp4", codec="h265")
 
 
-def test_folder_in_place_of_the_file(tmp_path):
-    (tmp_path / "out.part.mp4").mkdir()
-    with pytest.raises(OutputError, match="cannot write"):
-        start_writer(tmp_path / "out.mp4")
-    assert everything_in(tmp_path) == ["out.part.mp4"]
+@pytest.mark.parametrize("name, words", [("out.part.mp4", "cannot write"), ("out.mp4", "is a folder")])
+def test_folder_in_place_of_the_file(tmp_path, name, words):
+    (tmp_path / name).mkdir()
+    with pytest.raises(OutputError, match=words):
+        start_writer(tmp_path / "out.mp4", overwrite=True)
+    assert everything_in(tmp_path) == [name]
+
+
+def test_video_may_go_beside_its_pictures(tmp_path):
+    save_png(tmp_path / "1.png", torch.rand(48, 64, 3))
+    copy(tmp_path, tmp_path / "out.mp4")
+    with read_video(tmp_path) as reader, pytest.raises(OutputError, match="the input itself"):
+        start_writer(f"{tmp_path}/", source=reader, overwrite=True)
+    assert everything_in(tmp_path) == ["1.png", "out.mp4"]
 
 
 @pytest.mark.parametrize("code, words", [(errno.ENOSPC, "disk is full"), (errno.EACCES, "no permission")])
@@ -752,6 +817,7 @@ def test_disk_errors_are_explained(tmp_path, monkeypatch, code, words):
     assert everything_in(tmp_path) == []
 
 
+@posix
 @pytest.mark.parametrize("name", ["out.mkv", "out.mp4", "frames/"])
 def test_full_disk_leaves_nothing(tmp_path, name):
     """A real refusal by the system: files may not grow beyond 100 kB."""

@@ -33,7 +33,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     torch.save(state, partial / _STATE)
-    manifest = {"step": step, "bytes": (partial / _STATE).stat().st_size, "sha256": _sha256(partial / _STATE)}
+    manifest = {"step": step, "bytes": (partial / _STATE).stat().st_size, "sha256": sha256(partial / _STATE)}
     (partial / _MANIFEST).write_text(json.dumps(manifest))
     for path in (partial / _STATE, partial / _MANIFEST):
         with path.open("rb") as file:
@@ -60,8 +60,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         manifest = json.loads((path / _MANIFEST).read_text())
         found = (path / _STATE).stat().st_size
     except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is not a finished checkpoint ({error}); delete it to use the one before") from error
-    if found != manifest["bytes"] or _sha256(path / _STATE) != manifest["sha256"]:
+        raise CheckpointError(
+            f"{path} is not a finished checkpoint ({error}); delete it to use the one before"
+        ) from error
+    if found != manifest["bytes"] or sha256(path / _STATE) != manifest["sha256"]:
         raise CheckpointError(
             f"{path / _STATE} has {found} bytes and another hash than its manifest ({manifest['bytes']} bytes): "
             "it is truncated or was changed; delete the folder to use the checkpoint before it"
@@ -69,6 +71,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return torch.load(path / _STATE, map_location="cpu", weights_only=True)
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Return a file's hash in hexadecimal."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -24,7 +24,7 @@ HELD_OUT_FILE = Path(__file__).with_name("heldout.json")
 
 @dataclass(frozen=True)
 class Motion:
-    """A camera over a photograph: HR pixel p of frame t shows photograph point centre[t] + scale[t] R(angle[t]) (p - c).
+    """A camera over a photograph: HR pixel p of frame t shows the point centre[t] + scale[t] R(angle[t]) (p - c).
 
     Attributes:
         centre: [T,2] x and y in photograph pixels.
@@ -165,6 +165,10 @@ class Corpus:
         stride = int(rng.integers(1, 3)) if stop - start >= 2 * num_frames else 1
         first = int(rng.integers(start, stop - (num_frames - 1) * stride))
         height, width = self.film.shape[1:3]
+        if size > min(height, width):
+            raise InputError(
+                f"clips of {size}x{size} do not fit into a film of {width}x{height}; use a smaller lr_size"
+            )
         y, x = int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
         frames = self.film[first : first + num_frames * stride : stride, y : y + size, x : x + size]
         return torch.from_numpy(np.ascontiguousarray(frames)).float() / 255

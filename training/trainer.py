@@ -117,7 +117,7 @@ class Trainer:
             for step, (lr, hr) in make_loader(batches, first, self.config.data.workers):
                 line = self._step(stage, step, lr.to(self.device), hr.to(self.device), distance)
                 self.step += 1
-                ratios = (ratios + [line.get("ratio", math.nan)])[-100:]
+                ratios = [*ratios[-99:], line["ratio"]]
                 if self.step % self.config.log_every == 0 or "skipped" in line:
                     log.write(json.dumps(line) + "\n")
                     log.flush()
@@ -131,9 +131,7 @@ class Trainer:
                 if self.stop_requested:
                     return
 
-    def _step(
-        self, stage: StageConfig, step: int, lr: Tensor, hr: Tensor, distance: Callable | None
-    ) -> dict[str, Any]:
+    def _step(self, stage: StageConfig, step: int, lr: Tensor, hr: Tensor, distance: Callable | None) -> dict[str, Any]:
         started = time.perf_counter()
         self._set_learning_rates(stage, step)
         bypass = stage.bypass_every > 0 and step % stage.bypass_every == stage.bypass_every - 1
@@ -183,15 +181,17 @@ class Trainer:
             if key in line and not math.isfinite(line[key]):
                 line[key] = None
         if self.skipped_in_a_row >= self.config.max_skipped:
-            raise TrainingError(f"{self.skipped_in_a_row} steps in a row were {line['skipped']}; the newest checkpoint is good")
+            raise TrainingError(
+                f"{self.skipped_in_a_row} steps in a row were {line['skipped']}; the newest checkpoint is good"
+            )
 
     def _check_alive(self, index: int, step: int, ratios: list[float]) -> None:
         known = [r for r in ratios if r is not None and math.isfinite(r)]
         due = self.config.dead_after and index == 0 and step + 1 == self.config.dead_after
         if due and known and sum(known) / len(known) >= self.config.dead_ratio:
             raise TrainingError(
-                f"after {step + 1} steps the loss is {sum(known) / len(known):.4f} of bicubic's: the network has learned "
-                "to add nothing; lower the learning rate or raise loss.epsilon"
+                f"after {step + 1} steps the loss is {sum(known) / len(known):.4f} of bicubic's: the network "
+                "has learned to add nothing; lower the learning rate or raise loss.epsilon"
             )
 
     def _make_optimizer(self, stage: StageConfig) -> torch.optim.AdamW:

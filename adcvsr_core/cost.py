@@ -1,0 +1,57 @@
+"""What a student costs: parameters, FLOPs per frame, temporal state. Counted, never timed.
+
+FLOPs follow the usual convention of 2 per multiply-add and include attention. Knows nothing about files.
+"""
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from .config import StudentConfig
+from .streaming import StreamState, TemporalBlock
+from .student import Student
+
+
+def count_parameters(config: StudentConfig) -> tuple[int, int]:
+    """Return the number of all parameters and of those in temporal blocks."""
+    student = _meta_student(config)
+    temporal = sum(p.numel() for m in student.modules() if isinstance(m, TemporalBlock) for p in m.parameters())
+    return sum(p.numel() for p in student.parameters()), temporal
+
+
+def count_flops(config: StudentConfig, height: int, width: int, temporal_strength: float = 1.0) -> int:
+    """Return the FLOPs of one LR frame of height x width (multiples of 16) in the middle of a stream."""
+    student = _meta_student(config)
+    state = _filled_state(student, height, width, temporal_strength)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        student(_meta_frames(1, height, width), state, last=False, temporal_strength=temporal_strength)
+    return counter.get_total_flops()
+
+
+def state_bytes(
+    config: StudentConfig, height: int, width: int, dtype: torch.dtype, *, recompute_skips: bool = False
+) -> int:
+    """Return the bytes a stream holds between steps at an LR size (multiples of 16), weights in `dtype`."""
+    student = _meta_student(config)
+    state = _filled_state(student, height, width, 1.0, recompute_skips)
+    pieces = [piece for slot in state.slots.values() for piece in slot.pieces]
+    return sum(piece.numel() for piece in pieces) * dtype.itemsize
+
+
+def _meta_student(config: StudentConfig) -> Student:
+    with torch.device("meta"):
+        # Training mode: the check for non-finite values needs values.
+        return Student(config).train()
+
+
+def _meta_frames(count: int, height: int, width: int) -> torch.Tensor:
+    return torch.empty((1, count, 3, height, width), device="meta")
+
+
+def _filled_state(
+    student: Student, height: int, width: int, strength: float, recompute_skips: bool = False
+) -> StreamState:
+    state = StreamState(recompute_skips=recompute_skips)
+    frames = _meta_frames(student.lookahead + 1, height, width)
+    with torch.no_grad():
+        student(frames, state, last=False, temporal_strength=strength)
+    return state
