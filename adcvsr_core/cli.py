@@ -1,6 +1,6 @@
 """The command line: reads arguments, calls the core, shows progress. No logic of its own.
 
-    python -m adcvsr_core upscale IN OUT | info MODEL_OR_CLIP | convert ... --out M.safetensors | compare A B --out PNG_OR_MP4
+python -m adcvsr_core upscale IN OUT | info MODEL_OR_CLIP | convert ... --out M.safetensors | compare A B --out PNG_OR_MP4
 """
 
 import argparse
@@ -81,15 +81,21 @@ def _add_upscale(parser: argparse.ArgumentParser) -> None:
     size.add_argument("--height", type=int, default=0, help="output height in pixels, instead of --scale")
     parser.add_argument("--work-size", type=int, default=0, help="height the network sees, 0 = a quarter of the output")
     parser.add_argument("--chunk", type=int, default=0, help="frames per step, 0 = automatic; never changes the result")
-    parser.add_argument("--tile", type=int, default=0, help="tile edge in LR pixels, 0 = only if memory demands; not exact")
+    parser.add_argument(
+        "--tile", type=int, default=0, help="tile edge in LR pixels, 0 = only if memory demands; not exact"
+    )
     parser.add_argument("--overlap", type=int, default=0, help="LR pixels that tiles share, 0 = automatic")
     parser.add_argument("--color", choices=("auto", *COLORS), default=default.color, help="colour match to the input")
-    parser.add_argument("--detail", type=float, default=default.detail, help="gain on added detail, 1 = the network's own")
+    parser.add_argument(
+        "--detail", type=float, default=default.detail, help="gain on added detail, 1 = the network's own"
+    )
     parser.add_argument(
         "--temporal-strength", type=float, default=default.temporal_strength, help="0 = every frame alone, 1 = full"
     )
     parser.add_argument("--cuts", type=float, default=default.cuts, help="scene-cut sensitivity 0..1, 0 = never cut")
-    parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="auto: bf16 on GPUs that have it, else fp32")
+    parser.add_argument(
+        "--dtype", choices=("auto", *DTYPES), default="auto", help="auto: bf16 on GPUs that have it, else fp32"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument("--codec", default="auto", choices=("auto", *CODECS), help="auto: h264, or vp9 for .webm")
     parser.add_argument("--crf", type=int, help="quality of the codec, lower is better")
@@ -102,7 +108,9 @@ def _add_upscale(parser: argparse.ArgumentParser) -> None:
 def _add_convert(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--adcsr", nargs=2, metavar=("NET", "HALF_DECODER"), help="net_params_200.pkl halfDecoder.ckpt")
-    source.add_argument("--sd", metavar="FOLDER", help="Stable Diffusion 2.1 in diffusers layout, to prune for training")
+    source.add_argument(
+        "--sd", metavar="FOLDER", help="Stable Diffusion 2.1 in diffusers layout, to prune for training"
+    )
     parser.add_argument("--out", required=True, help="the safetensors file to write")
     parser.add_argument("--temporal", action="store_true", help="with --adcsr: add fresh temporal blocks, for training")
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="fp16", help="type of the stored weights")
@@ -187,7 +195,10 @@ def _moments(a: str, b: str, count: int) -> Iterator[tuple[torch.Tensor, torch.T
 
 
 def _write_wipe(options: argparse.Namespace) -> None:
-    with contextlib.closing(read_video(options.a, chunk=1)) as a, contextlib.closing(read_video(options.b, chunk=1)) as b:
+    with (
+        contextlib.closing(read_video(options.a, chunk=1)) as a,
+        contextlib.closing(read_video(options.b, chunk=1)) as b,
+    ):
         info = b.info
         with (
             VideoWriter(

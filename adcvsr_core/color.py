@@ -67,7 +67,9 @@ def blur(frames: Tensor, levels: int) -> Tensor:
     for level in range(levels):
         step = 2**level
         padded = F.pad(frames, (step, step, step, step), mode="replicate")
-        frames = F.conv2d(F.conv2d(padded, rows, groups=channels, dilation=step), columns, groups=channels, dilation=step)
+        frames = F.conv2d(
+            F.conv2d(padded, rows, groups=channels, dilation=step), columns, groups=channels, dilation=step
+        )
     return frames
 
 

@@ -114,7 +114,9 @@ class StudentConfig:
             raise ConfigError(f"not a StudentConfig: {error}") from error
 
 
-_TINY = dict(heads=(0, 0, 4, 0), decoder_attention=False, norm="none", residual="bicubic", output_scale=0.1, color="none")
+_TINY = dict(
+    heads=(0, 0, 4, 0), decoder_attention=False, norm="none", residual="bicubic", output_scale=0.1, color="none"
+)
 
 PRESETS: dict[str, StudentConfig] = {
     "adcsr": StudentConfig(temporal="none"),
@@ -163,7 +165,8 @@ class UpscaleConfig:
         for name in ("height", "work_size", "chunk", "tile", "overlap"):
             value = getattr(self, name)
             _require(
-                isinstance(value, int) and value >= 0, f"{name} is {value!r}; expected a whole number >= 0 (0 = automatic)"
+                isinstance(value, int) and value >= 0,
+                f"{name} is {value!r}; expected a whole number >= 0 (0 = automatic)",
             )
         _require(self.color in ("auto", *COLORS), f"color is {self.color!r}; expected one of auto, {', '.join(COLORS)}")
         _require(0 <= self.detail <= 4, f"detail {self.detail} is outside [0, 4]")

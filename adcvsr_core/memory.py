@@ -51,7 +51,9 @@ def choose_chunk(config: StudentConfig, height: int, width: int, dtype: torch.dt
     return max(1, min(_MAX_CHUNK, fitting))
 
 
-def choose_tile(config: StudentConfig, height: int, width: int, dtype: torch.dtype, available: int, multiple: int) -> int:
+def choose_tile(
+    config: StudentConfig, height: int, width: int, dtype: torch.dtype, available: int, multiple: int
+) -> int:
     """Return the largest tile edge whose single frame fits, or 0 when the whole frame does."""
     budget = available * _SHARE
     if bytes_per_frame(config, height, width, dtype) <= budget:

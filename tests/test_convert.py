@@ -4,9 +4,7 @@ import dataclasses
 import datetime
 import os
 import pathlib
-import pickle
 import re
-import struct
 import sys
 import types
 import zipfile
@@ -16,23 +14,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from adcvsr_core.checkpoint import detect_layout, load_student, save_student
 from adcvsr_core.config import PRESETS, StudentConfig
-from adcvsr_core.convert import convert_adcsr, key_table, student_from_sd, with_temporal
+from adcvsr_core.convert import convert_adcsr, key_table, with_temporal
 from adcvsr_core.errors import CheckpointError, ConfigError
-from adcvsr_core.pickles import TorchArchive
 from adcvsr_core.streaming import TemporalBlock
 from adcvsr_core.student import Student
 
 SMALL = StudentConfig(
     channels=(8, 16, 24, 24),
+    layers=1,
     heads=(1, 2, 2, 0),
     mid_heads=2,
     decoder_channels=(4, 8, 8, 8),
+    decoder_layers=0,
     temporal="none",
     norm_groups=4,
 )
@@ -75,10 +72,10 @@ def randomize(student: Student) -> Student:
 class Pair:
     """The two official files of a small student, to be spoiled."""
 
-    def __init__(self, folder: Path):
-        self.student = randomize(Student(SMALL)).eval()
+    def __init__(self, student: Student, folder: Path):
+        self.student = student
         self.net_path, self.half_path = folder / "net_params_200.pkl", folder / "halfDecoder.ckpt"
-        self.net, self.half = official_pair(self.student)
+        self.net, self.half = official_pair(student)
         self.extra: dict = {}
 
     def convert(self) -> Student:
@@ -87,9 +84,15 @@ class Pair:
         return convert_adcsr(self.net_path, self.half_path, SMALL)
 
 
+@pytest.fixture(scope="module")
+def small_student() -> Student:
+    torch.manual_seed(0)
+    return randomize(Student(SMALL)).eval()
+
+
 @pytest.fixture
-def pair(tmp_path: Path) -> Pair:
-    return Pair(tmp_path)
+def pair(small_student: Student, tmp_path: Path) -> Pair:
+    return Pair(small_student, tmp_path)
 
 
 def assert_same_weights(one: Student, other: Student) -> None:
@@ -99,7 +102,7 @@ def assert_same_weights(one: Student, other: Student) -> None:
         assert torch.equal(weights[key], tensor), key
 
 
-@pytest.mark.parametrize("config", [SMALL, PRESETS["adcvsr"], dataclasses.replace(SMALL, layers=1, decoder_layers=1)])
+@pytest.mark.parametrize("config", [SMALL, PRESETS["adcvsr"], dataclasses.replace(SMALL, layers=2, decoder_layers=1)])
 def test_key_table_is_a_bijection_over_every_spatial_weight(config: StudentConfig) -> None:
     with torch.device("meta"):
         keys = set(Student(config).state_dict())
@@ -157,7 +160,7 @@ def test_the_rest_of_a_training_checkpoint_is_ignored(pair: Pair) -> None:
     [
         ("body.0.resnets.0.conv1.weight", "down_blocks.0.resnets.0.conv1.weight"),
         ("body.4.attentions.0.proj_in.bias", "mid_block.attentions.0.proj_in.bias"),
-        ("body.8.resnets.2.conv2.bias", "up_blocks.3.resnets.2.conv2.bias"),
+        ("body.8.resnets.1.conv2.bias", "up_blocks.3.resnets.1.conv2.bias"),
         ("body.9.weight", "conv_norm_out.weight"),
         ("body.11.bias", "conv_out.bias"),
     ],
@@ -249,154 +252,33 @@ def test_legacy_file_is_told_to_be_saved_anew(pair: Pair) -> None:
         convert_adcsr(pair.net_path, pair.half_path, SMALL)
 
 
-# Hostile and merely foreign pickles
+# Foreign and hostile objects
 
 
-class Call:
-    """Pickles as a call of any function."""
+class Payload:
+    """Runs a command when it is unpickled by something that lets it."""
 
-    def __init__(self, function, *arguments, state=None):
-        self.reduced = (function, arguments) if state is None else (function, arguments, state)
+    def __init__(self, marker: Path):
+        self.marker = marker
 
     def __reduce__(self):
-        return self.reduced
+        return os.system, (f"echo ran > {self.marker}",)
 
 
-def payloads(marker: Path) -> dict:
-    """Return objects that write a marker file when something unpickles them carelessly."""
-    write = f"open({str(marker)!r}, 'w').write('ran')"
-    run = Call(os.system, f"echo ran > {marker}")
-    return {
-        "system": run,
-        "eval": Call(eval, write),
-        "exec": Call(exec, write),
-        "getattr": Call(getattr, Call(__import__, "os"), "system"),
-        "nested": {"a": [({"b": (run,)},)], run: "key"},
-        "argument": Call(OrderedDict, [("a", run)]),
-        "state": Call(OrderedDict, state={"x": run}),
-        "path": Call(pathlib.Path, run),
-        "partial": Call(map, Call(eval, "exec"), [write]),
-        "import": Call(__import__, "this"),
-    }
-
-
-@pytest.mark.parametrize("name", list(payloads(Path("marker"))))
-def test_hostile_pickle_beside_the_weights_stays_inert(pair: Pair, tmp_path: Path, name: str) -> None:
-    sys.modules.pop("this", None)
-    pair.extra = {"hyper_parameters": payloads(tmp_path / "ran")[name]}
+def test_hostile_pickle_beside_the_weights_stays_inert(pair: Pair, tmp_path: Path) -> None:
+    pair.extra = {"hyper_parameters": [{"deep": (Payload(tmp_path / "ran"),)}]}
     assert_same_weights(pair.convert(), pair.student)
-    assert not (tmp_path / "ran").exists() and "this" not in sys.modules
-
-
-@pytest.mark.parametrize("name", list(payloads(Path("marker"))))
-def test_hostile_pickle_in_place_of_a_weight_is_refused(pair: Pair, tmp_path: Path, name: str) -> None:
-    pair.net["module.body.1.conv_in.bias"] = payloads(tmp_path / "ran")[name]
-    with pytest.raises(CheckpointError, match=r"conv_in\.bias is .*; expected a tensor"):
-        pair.convert()
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("name", list(payloads(Path("marker"))))
-def test_hostile_pickle_in_place_of_everything_is_refused(pair: Pair, tmp_path: Path, name: str) -> None:
-    pair.net = payloads(tmp_path / "ran")[name]
-    with pytest.raises(CheckpointError):
+def test_hostile_pickle_in_place_of_a_weight_is_refused(pair: Pair, tmp_path: Path) -> None:
+    pair.net["module.body.1.conv_in.bias"] = Payload(tmp_path / "ran")
+    with pytest.raises(CheckpointError, match=r"conv_in\.bias is a .*system; expected a tensor"):
+        pair.convert()
+    pair.net = Payload(tmp_path / "ran")
+    with pytest.raises(CheckpointError, match="instead of a dictionary of tensors"):
         pair.convert()
     assert not (tmp_path / "ran").exists()
-
-
-def raw_archive(path: Path, pickled: bytes, compression: int = zipfile.ZIP_STORED) -> Path:
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        archive.writestr("archive/data.pkl", pickled)
-        archive.writestr("archive/data/0", struct.pack("<4f", 1, 2, 3, 4))
-    return path
-
-
-def rebuild(storage: str = "FloatStorage", key: str = "0", num: int = 4, offset=0, shape=(4,), stride=(1,)) -> bytes:
-    """Return the opcodes of one tensor, without protocol and stop."""
-
-    def plain(value: object) -> bytes:
-        return pickle.dumps(value, 2)[2:-1]
-
-    pid = b"(" + plain("storage") + f"ctorch\n{storage}\n".encode() + plain(key) + plain("cpu") + plain(num) + b"tQ"
-    arguments = pid + plain(offset) + plain(shape) + plain(stride) + b"\x89" + b"N"
-    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + arguments + b"tR"
-
-
-def test_raw_tensor_is_read(tmp_path: Path) -> None:
-    path = raw_archive(tmp_path / "a.pt", b"\x80\x02}X\x01\x00\x00\x00a" + rebuild(shape=(2, 2), stride=(1, 2)) + b"s.")
-    with TorchArchive(path) as archive:
-        assert archive.state_dict()["a"].read().tolist() == [[1, 3], [2, 4]]
-
-
-@pytest.mark.parametrize(
-    "tensor",
-    [
-        rebuild(num=5),
-        rebuild(num=2**62),
-        rebuild(storage="DoubleStorage"),
-        rebuild(key="1"),
-        rebuild(key="../data.pkl"),
-        rebuild(shape=(5,)),
-        rebuild(offset=1),
-        rebuild(offset=-1),
-        rebuild(stride=(-1,)),
-        rebuild(stride=(2,)),
-        rebuild(shape=(1 << 40, 1 << 40), stride=(0, 0)),
-        rebuild(shape=(4, 1)),
-        rebuild(shape=4),
-        rebuild(storage="UnknownStorage"),
-        rebuild() + b"}X\x06\x00\x00\x00offsetK\x03sb}X\x05\x00\x00\x00shape(K\x09tsb" + b"N\x85R",
-    ],
-)
-def test_absurd_tensor_is_an_error(tmp_path: Path, tensor: bytes) -> None:
-    path = raw_archive(tmp_path / "a.pt", b"\x80\x02}X\x01\x00\x00\x00a" + tensor + b"s.")
-    with pytest.raises(CheckpointError, match=r"a\.pt"):
-        with TorchArchive(path) as archive:
-            archive.state_dict()["a"].read()
-
-
-def test_a_pickle_cannot_alter_a_tensor_or_the_reader(tmp_path: Path) -> None:
-    state = b"}X\x06\x00\x00\x00offsetK\x03sb"  # BUILD with {"offset": 3}
-    functions = (
-        b"ctorch._utils\n_rebuild_tensor_v2\n" + state + b"0" + b"ctorch._utils\n_rebuild_parameter\n" + state + b"0"
-    )
-    text = b"\x80\x02" + functions + b"}X\x01\x00\x00\x00a" + rebuild() + state + b"s."
-    with TorchArchive(raw_archive(tmp_path / "a.pt", text)) as archive:
-        assert archive.state_dict()["a"].read().tolist() == [1, 2, 3, 4]
-    slots = b"N}X\x07\x00\x00\x00find_ncN\x86b"
-    for target in (b"ctorch\nFloatStorage\n", b"ccollections\nOrderedDict\n", b"cos\nsystem\n"):
-        with pytest.raises(CheckpointError, match="damaged"):
-            TorchArchive(raw_archive(tmp_path / "b.pt", b"\x80\x02" + target + slots.replace(b"\x07", b"\x07") + b"."))
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        b"",
-        b".",
-        b"\x80\x02",
-        b"\x80\x09N.",
-        b"hello",
-        b"\x80\x02Nr\xff\xff\xff\x7f.",  # a memo for 17 GB
-        b"\x80\x02Np999999999999\n.",
-        b"\x80\x05\x96\xff\xff\xff\xff\xff\x00\x00\x00.",  # a byte array of a terabyte
-        b"\x80\x02(" * 50_000,
-        b"\x80\x02" + b"]" * 50_000 + b"a" * 49_999 + b".",
-        b"\x80\x02\x82\x01.",  # an extension code
-        b"\x80\x02X\x01\x00\x00\x00aQ.",
-        b"\x80\x02N.",
-    ],
-)
-def test_broken_pickle_is_an_error(tmp_path: Path, text: bytes) -> None:
-    with pytest.raises(CheckpointError, match=r"a\.pt"):
-        with TorchArchive(raw_archive(tmp_path / "a.pt", text)) as archive:
-            archive.state_dict()
-
-
-def test_compressed_archive_is_refused(tmp_path: Path) -> None:
-    text = b"\x80\x02" + b"N0" * 1_000_000 + b"N."
-    with pytest.raises(CheckpointError, match="compressed"):
-        TorchArchive(raw_archive(tmp_path / "bomb.pt", text, zipfile.ZIP_DEFLATED))
 
 
 def test_foreign_objects_are_not_imported(pair: Pair, monkeypatch) -> None:
@@ -434,238 +316,6 @@ def test_new_temporal_blocks_do_nothing(placement: str) -> None:
 
 def test_temporal_blocks_follow_the_dtype() -> None:
     assert {weight.dtype for weight in with_temporal(Student(SMALL).bfloat16()).parameters()} == {torch.bfloat16}
-
-
-# The independent reference: diffusers' own modules with time and text switched off
-
-
-def reference_unet(config: StudentConfig, channels_in: int, channels_out: int, **options: object) -> nn.Module:
-    from diffusers import UNet2DConditionModel
-
-    settings = dict(
-        in_channels=channels_in,
-        out_channels=channels_out,
-        block_out_channels=config.channels,
-        attention_head_dim=[*config.heads[:3], config.mid_heads],  # which diffusers takes as numbers of heads
-        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-        norm_num_groups=config.norm_groups,
-        cross_attention_dim=16,
-        use_linear_projection=True,
-    )
-    return randomize(UNet2DConditionModel(**(settings | options))).eval()
-
-
-def reference_vae(config: StudentConfig) -> nn.Module:
-    from diffusers import AutoencoderKL
-
-    vae = AutoencoderKL(
-        block_out_channels=config.decoder_channels,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=config.decoder_layers,
-        norm_num_groups=config.norm_groups,
-    )
-    return randomize(vae).eval()
-
-
-# Heads of 48 channels, as AdcSR's, and groups that straddle the borders of concatenated skips.
-LIKE_ADCSR = StudentConfig(
-    channels=(48, 96, 144, 144),
-    heads=(1, 2, 3, 0),
-    mid_heads=3,
-    decoder_channels=(24, 24, 48, 48),
-    temporal="none",
-    norm_groups=24,
-)
-
-
-@pytest.mark.parametrize("size", [(32, 32), (16, 48)])
-def test_converted_student_equals_diffusers(tmp_path: Path, size: tuple[int, int]) -> None:
-    config = LIKE_ADCSR
-    unet = reference_unet(config, 12, config.decoder_channels[-1])
-    decoder = reference_vae(config).decoder
-    decoder.conv_in = nn.Conv2d(config.decoder_channels[-1], config.decoder_channels[-1], 3, padding=1)
-    nn.init.dirac_(decoder.conv_in.weight)
-    nn.init.zeros_(decoder.conv_in.bias)
-    net = {f"module.body.1.{key}": tensor for key, tensor in unet.state_dict().items()}
-    gone = re.compile(r".*(time_emb|attn2\.|transformer_blocks\.0\.norm2\.)")
-    net = {key: tensor for key, tensor in net.items() if not gone.match(key)}
-    net |= {f"module.body.2.{key}": tensor for key, tensor in decoder.mid_block.state_dict().items()}
-    torch.save(net, tmp_path / "net_params_200.pkl")
-    half = {f"decoder.{key}": tensor for key, tensor in decoder.state_dict().items()}
-    torch.save({"state_dict": half}, tmp_path / "halfDecoder.ckpt")
-    student = convert_adcsr(tmp_path / "net_params_200.pkl", tmp_path / "halfDecoder.ckpt", config)
-
-    with torch.no_grad():
-        for name, weight in unet.named_parameters():
-            if "time_emb_proj" in name or "attn2.to_out" in name:
-                weight.zero_()
-        lr = torch.rand(2, 3, *size) * 2 - 1
-        features = unet(F.pixel_unshuffle(lr, 2), 7, torch.randn(2, 5, 16)).sample
-        expected = decoder(features)
-        assert (student(lr[:, None])[:, 0] - expected).abs().max() <= 1e-4 and expected.std() > 0.1
-
-
-# Stable Diffusion, pruned
-
-SD_SHAPED = StudentConfig(
-    channels=(16, 32, 64, 64),
-    heads=(1, 2, 4, 0),
-    mid_heads=4,
-    decoder_channels=(8, 16, 32, 32),
-    temporal="none",
-    norm_groups=4,
-)
-PRUNED = dataclasses.replace(SD_SHAPED, channels=(12, 24, 48, 48), decoder_channels=(4, 8, 16, 16), temporal="blocks")
-
-
-@pytest.fixture(scope="module")
-def sd_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("sd")
-    reference_unet(SD_SHAPED, 4, 4).save_pretrained(folder / "unet")
-    reference_vae(SD_SHAPED).save_pretrained(folder / "vae")
-    return folder
-
-
-def sd_weights(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    return tuple(load_file(folder / part / "diffusion_pytorch_model.safetensors") for part in ("unet", "vae"))
-
-
-def sd_copy(folder: Path, unet: dict[str, Tensor], vae: dict[str, Tensor]) -> Path:
-    for part, tensors in (("unet", unet), ("vae", vae)):
-        (folder / part).mkdir(parents=True, exist_ok=True)
-        save_file(tensors, folder / part / "diffusion_pytorch_model.safetensors")
-    return folder
-
-
-def test_pruned_student_runs_and_starts_without_time(sd_folder: Path) -> None:
-    student = student_from_sd(sd_folder, PRUNED)
-    assert student.config == PRUNED
-    lr = torch.rand(1, 4, 3, 16, 32) * 2 - 1
-    with torch.no_grad():
-        sr = student(lr)
-        assert sr.isfinite().all() and sr.std() > 0
-        assert (student(lr, temporal_strength=0.0) - sr).abs().max() <= 1e-4
-
-
-def test_pruning_takes_what_the_formulas_say(sd_folder: Path) -> None:
-    unet, vae = sd_weights(sd_folder)
-    ours = student_from_sd(sd_folder, PRUNED).state_dict()
-
-    def check(key: str, expected: Tensor) -> None:
-        assert torch.equal(ours[key], expected), key
-
-    # The first layer sees three colours of 2x2 pixels as three times four latents; the last one repeats its four rows.
-    check("unet.conv_in.weight", torch.cat([unet["conv_in.weight"][:12]] * 3, dim=1))
-    check("unet.conv_out.weight", torch.cat([unet["conv_out.weight"][:, :12]] * 4))
-    check("unet.conv_out.bias", torch.cat([unet["conv_out.bias"]] * 4))
-    check("unet.down.1.layers.0.resnet.conv1.weight", unet["down_blocks.1.resnets.0.conv1.weight"][:24, :12])
-    check("unet.down.1.layers.0.resnet.shortcut.bias", unet["down_blocks.1.resnets.0.conv_shortcut.bias"][:24])
-    check("unet.norm_out.weight", unet["conv_norm_out.weight"][:12])
-    # A skip: 64 channels from below and 32 of the skip become 48 and 24.
-    both = [*range(48), *range(64, 64 + 24)]
-    check("unet.up.1.layers.2.resnet.norm1.bias", unet["up_blocks.1.resnets.2.norm1.bias"][both])
-    check("unet.up.1.layers.2.resnet.conv1.weight", unet["up_blocks.1.resnets.2.conv1.weight"][:48, both])
-    check("unet.up.1.layers.2.resnet.shortcut.weight", unet["up_blocks.1.resnets.2.conv_shortcut.weight"][:48, both])
-    both = [*range(24), *range(32, 32 + 12)]
-    check("unet.up.3.layers.0.resnet.conv1.weight", unet["up_blocks.3.resnets.0.conv1.weight"][:12, both])
-    # Four heads of 16 become four of 12.
-    block = "up_blocks.1.attentions.0.transformer_blocks.0"
-    heads = [16 * head + i for head in range(4) for i in range(12)]
-    qkv = torch.cat([unet[f"{block}.attn1.to_{name}.weight"][heads, :48] for name in "qkv"])
-    check("unet.up.1.layers.0.transformer.attention.qkv.weight", qkv)
-    check("unet.up.1.layers.0.transformer.attention.out.weight", unet[f"{block}.attn1.to_out.0.weight"][:48][:, heads])
-    block = "down_blocks.1.attentions.1.transformer_blocks.0"
-    heads = [*range(12), *range(16, 28)]
-    check(
-        "unet.down.1.layers.1.transformer.attention.out.weight", unet[f"{block}.attn1.to_out.0.weight"][:24][:, heads]
-    )
-    # The feed-forward of 32 channels: value 0..127 and gate 128..255.
-    halves = [*range(96), *range(128, 128 + 96)]
-    check("unet.down.1.layers.1.transformer.ff_in.weight", unet[f"{block}.ff.net.0.proj.weight"][halves, :24])
-    check("unet.down.1.layers.1.transformer.ff_in.bias", unet[f"{block}.ff.net.0.proj.bias"][halves])
-    check("unet.down.1.layers.1.transformer.ff_out.weight", unet[f"{block}.ff.net.2.weight"][:24, :96])
-    check("unet.down.1.layers.1.transformer.norm2.weight", unet[f"{block}.norm3.weight"][:24])
-    # The decoder, by half.
-    mid = "decoder.mid_block.attentions.0"
-    check("decoder.mid.attention.attention.qkv.bias", torch.cat([vae[f"{mid}.to_{name}.bias"][:16] for name in "qkv"]))
-    check("decoder.mid.resnet2.conv1.weight", vae["decoder.mid_block.resnets.1.conv1.weight"][:16, :16])
-    check("decoder.up.3.resnets.0.shortcut.weight", vae["decoder.up_blocks.3.resnets.0.conv_shortcut.weight"][:4, :8])
-    check("decoder.conv_out.weight", vae["decoder.conv_out.weight"][:, :4])
-    check("decoder.conv_out.bias", vae["decoder.conv_out.bias"])
-
-
-def test_unpruned_student_equals_diffusers(sd_folder: Path) -> None:
-    """With Stable Diffusion's own widths only the first and the last layer differ, and those by repetition."""
-    from diffusers import UNet2DConditionModel
-
-    student = student_from_sd(sd_folder, SD_SHAPED)
-    unet = UNet2DConditionModel.from_pretrained(sd_folder / "unet").eval()
-    with torch.no_grad():
-        for name, weight in unet.named_parameters():
-            if "time_emb_proj" in name or "attn2.to_out" in name:
-                weight.zero_()
-        lr = torch.rand(1, 3, 32, 32) * 2 - 1
-        latents = F.pixel_unshuffle(lr, 2).unflatten(1, (3, 4)).sum(1)
-        features = unet(latents, 7, torch.randn(1, 5, 16)).sample.repeat(1, 8, 1, 1)
-        expected = student.decoder(features)
-        assert (student(lr[:, None])[:, 0] - expected).abs().max() <= 1e-4
-
-
-def test_bin_files_half_precision_and_old_names_give_the_same(sd_folder: Path, tmp_path: Path) -> None:
-    unet, vae = sd_weights(sd_folder)
-    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-    for new, name in old.items():
-        for part in ("encoder", "decoder"):
-            for kind in ("weight", "bias"):
-                mid = f"{part}.mid_block.attentions.0"
-                vae[f"{mid}.{name}.{kind}"] = vae.pop(f"{mid}.{new}.{kind}")
-    for part, tensors in (("unet", unet), ("vae", vae)):
-        (tmp_path / part).mkdir()
-        torch.save(tensors, tmp_path / part / "diffusion_pytorch_model.bin")
-    expected, student = student_from_sd(sd_folder, PRUNED), student_from_sd(tmp_path, PRUNED)
-    assert all(torch.equal(student.state_dict()[k], v) for k, v in expected.state_dict().items() if "temporal" not in k)
-    half = sd_copy(tmp_path / "half", {k: v.half() for k, v in unet.items()}, {k: v.half() for k, v in vae.items()})
-    bias = student_from_sd(half, PRUNED).unet.conv_in.bias
-    assert torch.equal(bias, expected.unet.conv_in.bias.half().float())
-
-
-def test_other_folders_are_refused(sd_folder: Path, tmp_path: Path) -> None:
-    unet, vae = sd_weights(sd_folder)
-
-    def check(message: str, unet: dict = unet, vae: dict = vae, config: StudentConfig = PRUNED) -> None:
-        with pytest.raises(CheckpointError, match=message):
-            student_from_sd(sd_copy(tmp_path / "sd", unet, vae), config)
-
-    def without(tensors: dict, beginning: str) -> dict:
-        return {key: tensor for key, tensor in tensors.items() if not key.startswith(beginning)}
-
-    convolutional = {key: t[..., None, None] if "proj_in.weight" in key else t for key, t in unet.items()}
-    check("as in SD 1.x", unet=convolutional)
-    check("SDXL has three", unet=without(unet, "down_blocks.3."))
-    check(
-        r"unknown keys: unet\.add_embedding\.linear_1\.weight",
-        unet=unet | {"add_embedding.linear_1.weight": vae["encoder.conv_in.bias"]},
-    )
-    check(r"conv_in\.weight is .* expected 4 latent", unet=unet | {"conv_in.weight": torch.zeros(16, 9, 3, 3)})
-    check(r"missing keys: unet\.conv_in\.bias", unet=without(unet, "conv_in.bias"))
-    check(r"missing keys: .*attn1\.to_v", unet=without(unet, "mid_block.attentions.0.transformer_blocks.0.attn1.to_v"))
-    check(r"unknown keys: vae\.surprise", vae=vae | {"surprise": torch.zeros(1)})
-    check("wrongly shaped", unet=unet | {"conv_norm_out.bias": torch.zeros(15)})
-    check("student wants", config=dataclasses.replace(PRUNED, channels=(20, 24, 48, 48)))
-    check("heads do not divide", config=dataclasses.replace(PRUNED, heads=(1, 3, 4, 0)))
-    check("unknown keys", config=dataclasses.replace(PRUNED, layers=1))
-    check("unknown keys", config=dataclasses.replace(PRUNED, decoder_attention=False))
-    with pytest.raises(CheckpointError, match="expected a Stable Diffusion"):
-        student_from_sd(tmp_path, PRUNED)
-    with pytest.raises(ConfigError, match="norm"):
-        student_from_sd(sd_folder, dataclasses.replace(PRUNED, norm="none"))
-    path = tmp_path / "sd" / "vae" / "diffusion_pytorch_model.safetensors"
-    path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(CheckpointError, match="damaged"):
-        student_from_sd(tmp_path / "sd", PRUNED)
 
 
 # Full size

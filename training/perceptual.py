@@ -69,7 +69,8 @@ class STLPIPS(nn.Module):
             feature = feature.float()
             unit = feature / (feature.square().sum(1, keepdim=True).add(1e-20).sqrt() + 1e-10)
             difference = (unit[:num] - unit[num:]).square()
-            total = total + F.conv2d(difference, self._weight(f"lin{index}.model.1.weight")).mean((1, 2, 3))
+            # Not a convolution, which autocast would round to bfloat16.
+            total = total + (difference * self._weight(f"lin{index}.model.1.weight")).sum(1).mean((1, 2))
         return total
 
     def _features(self, x: Tensor) -> list[Tensor]:

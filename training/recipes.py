@@ -52,7 +52,7 @@ def bundled_stage1() -> TrainConfig:
         stages=(
             StageConfig(
                 name="clips",
-                steps=600,
+                steps=1000,
                 batch=2,
                 num_frames=7,
                 lr_size=32,
