@@ -172,22 +172,24 @@ class _Shot:
         yield from self._step(torch.empty((0, 3, *self.plan.work)), last=True)
 
     def _step(self, lr: Tensor, last: bool) -> Iterator[Tensor]:
-        for part in lr.split(self.run.chunk) if len(lr) else (lr,):
+        start = 0
+        while True:
+            part = lr[start : start + self.run.chunk]
             try:
                 sr = self._push_tiles(part, last)
             except NonFiniteError as error:
                 self._continue_in_float32(error)
-                sr = self._push_tiles(part, last)
+                continue
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 self._shrink(part, error)
-                sr = None
-            if sr is None:
-                yield from self._step(part, last)
                 continue
             for batch in sr.split(self.run.chunk) if len(sr) else ():
                 yield self._to_frames(batch)
+            start += len(part)
+            if start >= len(lr):
+                return
 
     @torch.no_grad()
     def _push_tiles(self, lr: Tensor, last: bool) -> Tensor:
