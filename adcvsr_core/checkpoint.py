@@ -55,17 +55,7 @@ def save_student(
         tensors[key] = tensor.detach().to("cpu", dtype).contiguous()
         require_finite(key, tensors[key], f"not saving {path.name}")
     metadata |= {_CONFIG: student.config.to_json(), _FORMAT: _VERSION}
-    part = path.with_name(path.name + ".part")
-    try:
-        save_file(tensors, part, metadata)
-        with open(part, "r+b") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"cannot write {path}: {error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
+    _write(path, tensors, metadata)
 
 
 def load_student(
@@ -245,6 +235,24 @@ def _config_of(path: Path, metadata: dict[str, str] | None) -> StudentConfig:
         if type(value) not in allowed:
             raise CheckpointError(f"{path}: bad configuration: {field.name} is {value!r}")
     return config
+
+
+def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    part = path.with_name(path.name + ".part")
+    try:
+        part.unlink(missing_ok=True)
+        part.touch()
+        mode = part.stat().st_mode
+        save_file(tensors, part, metadata)
+        part.chmod(mode)  # safetensors lets nobody else read it
+        with open(part, "r+b") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"cannot write {path}: {error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

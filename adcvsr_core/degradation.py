@@ -7,7 +7,7 @@ Source of the idea: the RealBasicVSR and Real-ESRGAN pipelines; these numbers ar
 """
 
 import io
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 
 import av
@@ -117,11 +117,6 @@ def degrade(hr: Tensor, config: DegradationConfig | str, seed: int | tuple[int, 
     if draw.h264_preset:
         levels = h264_round_trip(levels, draw.h264_crf, draw.h264_preset)
     return torch.from_numpy(levels).float() / 255
-
-
-def with_scale(config: DegradationConfig, scale: int) -> DegradationConfig:
-    """Return the same degradation for another scale."""
-    return replace(config, scale=scale)
 
 
 @dataclass(frozen=True)

@@ -175,8 +175,9 @@ class _Shot:
         start = 0
         while True:
             part = lr[start : start + self.run.chunk]
+            ends = start + len(part) == len(lr)
             try:
-                sr = self._push_tiles(part, last)
+                sr = self._push_tiles(part, last and ends)
             except NonFiniteError as error:
                 self._continue_in_float32(error)
                 continue
@@ -188,7 +189,7 @@ class _Shot:
             for batch in sr.split(self.run.chunk) if len(sr) else ():
                 yield self._to_frames(batch)
             start += len(part)
-            if start >= len(lr):
+            if ends:
                 return
 
     @torch.no_grad()

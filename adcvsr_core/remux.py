@@ -37,7 +37,8 @@ class Passengers:
         kinds: what to take: "audio", "subtitle".
         origin: moment of the source's timeline that is 0 in the target, in seconds.
         limit: moment of the target's timeline to stop before, None = the end.
-        is_trimmed: whether packets before 0 are dropped, and chapters and timecode with them.
+        skips_start: whether packets before 0 are dropped, and chapters and timecode with them. When the clip is
+            whole at its start they stay: the first holds what the sound's decoder needs to begin.
         warnings: gets one line for each thing that does not fit.
     """
 
@@ -50,9 +51,9 @@ class Passengers:
         warnings: list[str],
         origin: Fraction = Fraction(0),
         limit: Fraction | None = None,
-        is_trimmed: bool = False,
+        skips_start: bool = False,
     ):
-        self._target, self._origin, self._limit, self._is_trimmed = target, origin, limit, is_trimmed
+        self._target, self._origin, self._limit, self._skips_start = target, origin, limit, skips_start
         self._warnings = warnings
         self._outlets: dict[int, _Copy | _Encode] = {}
         self._pending: tuple[Fraction, av.Packet] | None = None
@@ -76,12 +77,12 @@ class Passengers:
         source = next(iter(self._source.streams.video), None)
         if source is not None:
             _copy_stream_tags(source, video)
-        if self._is_trimmed:
+        if self._skips_start:
             return
         timecode = self._source.metadata.get("timecode") or (source and source.metadata.get("timecode"))
         if timecode:
             video.metadata["timecode"] = timecode
-        if hasattr(self._target, "set_chapters") and self._source.chapters():
+        if self._limit is None and hasattr(self._target, "set_chapters") and self._source.chapters():
             self._target.set_chapters([self._shifted(chapter) for chapter in self._source.chapters()])
 
     def copy_until(self, seconds: Fraction | None) -> None:
@@ -128,7 +129,7 @@ class Passengers:
         """Yield (seconds of the target's time, packet) in file order."""
         if not self._outlets:
             return
-        if self._is_trimmed and self._origin > 0:
+        if self._skips_start:
             self._source.seek(max(0, int((self._origin - 1) * av.time_base)))
         streams = [self._source.streams[index] for index in self._outlets]
         open_ends = set(self._outlets)
@@ -143,7 +144,7 @@ class Passengers:
                     if not open_ends:
                         return
                     continue
-                if not (self._is_trimmed and seconds < 0):
+                if not (self._skips_start and seconds < 0):
                     yield seconds, packet
         except av.error.FFmpegError as error:
             self._warnings.append(f"sound and subtitles stop early: the file is damaged ({error.strerror})")

@@ -104,7 +104,7 @@ class VideoReader:
         origin: the moment of the file's own timeline that is 0 in `pts`.
         limit: the moment of `pts` before which the clip ends, None = the end of the file.
         is_container: whether the clip is a video file, which may hold sound, and not pictures.
-        is_trimmed: whether `start` or `end` cut anything.
+        skips_start: whether `start` cut anything.
         warnings: one line for each thing the user should know.
     """
 
@@ -116,7 +116,7 @@ class VideoReader:
         self.warnings: list[str] = []
         self._chunk = chunk
         self._start, self._end = _seconds(start), None if end is None else _seconds(end)
-        self.is_trimmed = self._start > 0 or self._end is not None
+        self.skips_start = self._start > 0
         self._active: Iterator[Tensor] | None = None
         if chunk < 1:
             raise InputError(f"chunk is {chunk}; expected at least 1 frame")

@@ -324,7 +324,7 @@ class _FileSink:
                 kinds=("audio", "subtitle") if audio_from == "source" else ("subtitle",),
                 origin=source.origin,
                 limit=source.limit,
-                is_trimmed=source.is_trimmed,
+                skips_start=source.skips_start,
                 warnings=warnings,
             )
             self._passengers.append(passengers)
@@ -393,7 +393,7 @@ def _check_target(path: Path, inputs: list[Path], overwrite: bool, pattern: str 
         raise OutputError(f"{target} is a folder; choose another name, or put a slash at its end for pictures in it")
     existing = matching_pictures(target.parent, target.name) if pattern else [path] * path.exists()
     if existing and not overwrite:
-        raise OutputError(f"{existing[0]} exists; allow overwriting, or choose another name")
+        raise OutputError(f"{existing[0]} exists; allow overwriting (--overwrite), or choose another name")
 
 
 def _choose_codec(path: Path, name: str) -> Codec:

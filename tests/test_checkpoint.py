@@ -109,6 +109,13 @@ def test_reserved_or_non_text_metadata_is_refused(student: Student, tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_saved_file_is_as_readable_as_any_new_file(saved: Path) -> None:
+    other = saved.with_name("other")
+    other.touch()
+    assert saved.stat().st_mode == other.stat().st_mode
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_non_finite_weights_are_not_saved(student: Student, saved: Path, value: float) -> None:
     before = saved.read_bytes()

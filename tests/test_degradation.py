@@ -5,7 +5,15 @@ import pytest
 import torch
 from PIL import Image
 
-from adcvsr_core.degradation import DEGRADATIONS, DegradationConfig, degrade, h264_round_trip, rgb_to_yuv420, to_levels, yuv420_to_rgb
+from adcvsr_core.degradation import (
+    DEGRADATIONS,
+    DegradationConfig,
+    degrade,
+    h264_round_trip,
+    rgb_to_yuv420,
+    to_levels,
+    yuv420_to_rgb,
+)
 from adcvsr_core.errors import ConfigError, InputError
 
 
@@ -46,6 +54,14 @@ def test_clean_equals_pillow_bicubic() -> None:
     ours = degrade(torch.from_numpy(frame)[None].float() / 255, "clean", 0)[0] * 255
     pillow = np.asarray(Image.fromarray(frame).resize((24, 16), Image.Resampling.BICUBIC)).astype(np.float32)
     assert np.abs(ours.numpy() - pillow).max() <= 2  # Pillow rounds between its two passes
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_other_scales(scale: int) -> None:
+    hr = moving_clip(2)
+    lr = degrade(hr, DegradationConfig(scale=scale), 0)
+    assert lr.shape == (2, 64 // scale, 96 // scale, 3)
+    assert (lr.mean() - hr.mean()).abs() < 0.005
 
 
 def test_overshoot_is_clamped_not_wrapped() -> None:
