@@ -196,8 +196,9 @@ def refuse_keys(source: str, what: str, keys: Iterable[str]) -> None:
     """Raise CheckpointError that names the first few keys and counts them; do nothing when there are none."""
     keys = sorted(keys)
     if keys:
+        shown = ", ".join(key[:150] if key.isprintable() else repr(key)[:150] for key in keys[:4])
         more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
-        raise CheckpointError(f"{source}: {len(keys)} {what} keys: {', '.join(keys[:4])}{more}")
+        raise CheckpointError(f"{source}: {len(keys)} {what} keys: {shown}{more}")
 
 
 def fill(student: Student, weights: dict[str, Tensor]) -> Student:

@@ -17,13 +17,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .checkpoint import detect_layout, load_student, read_config, save_student
+from .checkpoint import CONVERT_HINT, detect_layout, load_student, read_config, save_student
 from .compare import sheet, wipe
 from .config import COLORS, PRESETS, StudentConfig, UpscaleConfig
 from .convert import convert_adcsr, student_from_sd, with_temporal
 from .cost import count_flops, count_parameters, state_bytes
 from .engine import RunPlan, plan_run, upscale
 from .errors import AdcvsrError, Cancelled, ConfigError
+from .memory import keep_freed_memory
 from .student import Student
 from .video import CODECS, VideoWriter, read_video, save_png
 
@@ -128,6 +129,8 @@ def run_upscale(options: argparse.Namespace) -> None:
         cuts=options.cuts,
     )
     device = _choose_device(options.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     with contextlib.closing(read_video(options.input, start=options.start, end=options.end)) as reader:
         student = load_student(options.model, dtype=_choose_dtype(options.dtype, device), device=device)
         plan = plan_run(reader.info.height, reader.info.width, student, config)
@@ -258,6 +261,7 @@ def _describe_model(subject: str) -> Table:
     table = Table(show_header=False, box=None)
     if Path(subject).suffix in (".pkl", ".ckpt"):
         table.add_row("layout", detect_layout(subject))
+        table.add_row("to use it", CONVERT_HINT)
         return table
     config = _config(subject)
     total, temporal = count_parameters(config)

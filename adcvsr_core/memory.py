@@ -4,6 +4,7 @@ Estimates come from the config alone: the widest picture of the decoder sets a s
 full-size network at 128x128 LR in bf16: 192 MiB a frame. Knows nothing about tiles, streams or frames.
 """
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -18,6 +19,7 @@ _ALIVE = 3
 _SHARE = 0.6
 # Beyond this many frames a step gains no speed and the first picture comes later.
 _MAX_CHUNK = 8
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
 def bytes_per_frame(config: StudentConfig, height: int, width: int, dtype: torch.dtype) -> int:
@@ -76,6 +78,20 @@ def release_cached(device: torch.device) -> None:
     """Hand a device's cached but unused memory back, after a failed allocation."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep freed memory for its next step instead of handing it back (Linux with glibc only).
+
+    A step on a CPU frees and takes the same large blocks again and again; fetched from the system each time they
+    cost a third of a small network's time (measured: 1.12 s of CPU time a frame against .77 at 320x192). The peak is
+    the same. For programs of our own: it changes the whole process.
+    """
+    if sys.platform.startswith("linux"):
+        with contextlib.suppress(OSError, AttributeError):
+            allocator = ctypes.CDLL("libc.so.6")
+            allocator.mallopt(_M_MMAP_MAX, 0)
+            allocator.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 class _MemoryStatus(ctypes.Structure):

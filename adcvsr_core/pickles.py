@@ -191,7 +191,9 @@ class TorchArchive:
         chosen = {key: value for key, value in state.items() if isinstance(key, str) and containing in key}
         for key, value in chosen.items():
             if not isinstance(value, LazyTensor):
-                raise CheckpointError(f"{self.path}: {key} is {_what(value)}; expected a tensor")
+                raise CheckpointError(
+                    f"{self.path}: {key if key.isprintable() else repr(key)} is {_what(value)}; expected a tensor"
+                )
         return chosen
 
     def read_storage(self, storage: _Storage) -> Tensor:
@@ -219,7 +221,8 @@ class TorchArchive:
                     raise pickle.UnpicklingError("a memo number that the pickle is too short for")
             self.content = _Unpickler(text, self).load()
         except Exception as error:  # a damaged or hostile pickle can fail in any way
-            raise CheckpointError(f"{self.path} is damaged: {type(error).__name__}: {error}"[:400]) from error
+            text = " ".join(str(error).split())[:300]
+            raise CheckpointError(f"{self.path} is damaged: {type(error).__name__}: {text}") from error
 
     def _read(self, name: str) -> bytearray:
         try:
@@ -231,4 +234,4 @@ class TorchArchive:
 
 
 def _what(value: Any) -> str:
-    return f"a {value.named}" if isinstance(value, Inert) else f"a {type(value).__name__}"
+    return f"a {value.named!r}" if isinstance(value, Inert) else f"a {type(value).__name__}"

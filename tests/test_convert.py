@@ -273,7 +273,7 @@ def test_hostile_pickle_beside_the_weights_stays_inert(pair: Pair, tmp_path: Pat
 
 def test_hostile_pickle_in_place_of_a_weight_is_refused(pair: Pair, tmp_path: Path) -> None:
     pair.net["module.body.1.conv_in.bias"] = Payload(tmp_path / "ran")
-    with pytest.raises(CheckpointError, match=r"conv_in\.bias is a .*system; expected a tensor"):
+    with pytest.raises(CheckpointError, match=r"conv_in\.bias is a .*system.; expected a tensor"):
         pair.convert()
     pair.net = Payload(tmp_path / "ran")
     with pytest.raises(CheckpointError, match="instead of a dictionary of tensors"):

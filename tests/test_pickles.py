@@ -179,8 +179,6 @@ def test_a_pickle_cannot_alter_a_tensor_or_the_reader(tmp_path: Path) -> None:
         b"\x80\x02",
         b"\x80\x09N.",
         b"hello",
-        b"\x80\x02Nr\xff\xff\xff\x7f.",  # a memo for 17 GB
-        b"\x80\x02Np999999999999\n.",
         b"\x80\x05\x96\xff\xff\xff\xff\xff\x00\x00\x00.",  # a byte array of a terabyte
         b"\x80\x02(" * 50_000,
         b"\x80\x02" + b"]" * 50_000 + b"a" * 49_999 + b".",
@@ -193,6 +191,20 @@ def test_broken_pickle_is_an_error(tmp_path: Path, text: bytes) -> None:
     with pytest.raises(CheckpointError, match=r"a\.pt"):
         with TorchArchive(raw_archive(tmp_path / "a.pt", text)) as archive:
             archive.state_dict()
+
+
+@pytest.mark.parametrize("text", [b"\x80\x02Nr\xff\xff\xff\x7f.", b"\x80\x02Np999999999\n."])
+def test_a_memo_of_gigabytes_is_refused_before_it_is_made(tmp_path: Path, text: bytes) -> None:
+    with pytest.raises(CheckpointError, match="memo number"):
+        TorchArchive(raw_archive(tmp_path / "a.pt", text))
+
+
+@pytest.mark.parametrize("value", [b"K\x01", b"X\x03\x00\x00\x00a\nbX\x01\x00\x00\x00\x1b\x93)R"])
+def test_messages_stay_one_printable_line(tmp_path: Path, value: bytes) -> None:
+    path = raw_archive(tmp_path / "a.pt", b"\x80\x04}X\x03\x00\x00\x00a\n\x1b" + value + b"s.")
+    with pytest.raises(CheckpointError) as caught, TorchArchive(path) as archive:
+        archive.state_dict()
+    assert str(caught.value).isprintable()
 
 
 def test_compressed_archive_is_refused(tmp_path: Path) -> None:
