@@ -145,9 +145,10 @@ class Push:
         """
         self.watch(frames)
         slot = self._slots.get(name)
-        zeros = frames.new_zeros((frames.shape[0], radius, *frames.shape[2:]))
-        kept, pad = (slot.pieces, slot.pad) if slot is not None else ((zeros,), radius)
-        window = cat_frames((*_onto(kept, frames), frames, *((zeros,) if self.last else ())))
+        begins, pad = slot is None, radius if slot is None else slot.pad
+        edge = frames.new_zeros((frames.shape[0], radius, *frames.shape[2:])) if begins or self.last else None
+        kept = (edge,) if begins else _onto(slot.pieces, frames)
+        window = cat_frames((*kept, frames, *((edge,) if self.last else ())))
         num_outputs = max(0, window.shape[1] - 2 * radius)
         rest = () if self.last else (_compact(window[:, num_outputs:]),)
         self._slots[name] = Slot(rest, max(0, pad - num_outputs))

@@ -36,6 +36,10 @@ CORE = {
     "metrics": "errors config",
     "degradation": "errors config",
     "compare": "errors config",
+    "frames": "errors config",
+    "windows": "errors config",
+    "views": "errors config frames compare",
+    "finish": "errors config frames color",
     # files in and out, a branch of its own
     "pixels": "errors config",
     "images": "errors config pixels",
@@ -45,6 +49,8 @@ CORE = {
     "video": "errors config pixels images remux video_read video_write",
     # frames and a Student in, frames out: neither files nor checkpoints
     "engine": "errors config student streaming tiling color shots memory",
+    # what a run will need
+    "needs": "errors config student streaming tiling color shots memory cost engine",
     # faces
     "__init__": "errors config streaming student checkpoint engine",
     "cli": "*",

@@ -20,7 +20,6 @@ from training import evaluate, export, losses, perceptual, prepare_bundled_data,
 from training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from training.config import TrainConfig, override
 from training.data import Batches, Corpus, Motion, draw_motion, make_loader, pixel_grid, render_motion
-from training.initialise import start_quiet
 from training.recipes import RECIPES, bundled_2d, bundled_stage1, debug
 from training.trainer import Trainer, TrainingError
 
@@ -397,7 +396,6 @@ def test_export_of_an_unfinished_run(folder: Path, tmp_path: Path) -> None:
 def test_fresh_students_begin_near_bicubic(name: str) -> None:
     torch.manual_seed(0)
     student = Student(PRESETS[name])
-    start_quiet(student)
     lr = torch.rand(1, 1, 3, 32, 32) * 2 - 1
     bicubic = torch.nn.functional.interpolate(lr[0], scale_factor=4, mode="bicubic")
     with torch.no_grad():

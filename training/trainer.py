@@ -24,7 +24,6 @@ from .checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from .config import StageConfig, TrainConfig
 from .data import Batches, Corpus, make_loader
 from .export import export_student
-from .initialise import start_quiet
 from .perceptual import load_stlpips
 from .validation import validate
 
@@ -61,7 +60,6 @@ class Trainer:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(config.seed)
         self.student = Student(config.student).to(self.device)
-        start_quiet(self.student)
         if init is not None:
             self.student.load_state_dict(init)
         self.averaged = {name: value.detach().clone() for name, value in self.student.state_dict().items()}
