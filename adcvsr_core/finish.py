@@ -114,6 +114,4 @@ def _check_aspect(frames: Tensor, source: Tensor) -> None:
     (height, width), (h, w) = frames.shape[1:3], source.shape[1:3]
     # One pixel of the source is the rounding that an upscaler may do.
     if abs(width * h - height * w) > max(height, width):
-        raise InputError(
-            f"a picture of {width}x{height} is not one of {w}x{h} made larger; connect the matching source"
-        )
+        raise InputError(f"{width}x{height} is not a larger version of {w}x{h}; connect the matching source")
