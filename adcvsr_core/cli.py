@@ -1,6 +1,6 @@
 """The command line: reads arguments, calls the core, shows progress. No logic of its own.
 
-python -m adcvsr_core upscale IN OUT | info MODEL_OR_CLIP | convert ... --out M.safetensors | compare A B --out PNG_OR_MP4
+python -m adcvsr_core upscale IN OUT | info MODEL_OR_CLIP | convert ... --out FILE | compare A B --out FILE
 """
 
 import argparse
