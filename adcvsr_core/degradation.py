@@ -76,6 +76,7 @@ DEGRADATIONS: dict[str, DegradationConfig] = {
         blur_probability=0.7, blur_sigma=(0.4, 2.4), noise_probability=0.6, jpeg_probability=0.6
     ),
     "h264": DegradationConfig(h264_probability=1.0),
+    "noise10": DegradationConfig(noise_probability=1.0, noise_sigma=(10.0, 10.0)),
     "h264_crf30": DegradationConfig(h264_probability=1.0, h264_crf=(30.0, 30.0), h264_presets=("medium",)),
 }
 

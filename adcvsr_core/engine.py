@@ -125,12 +125,11 @@ class _Run:
         for chunk in _rechunk(itertools.chain((first,), pieces), plan.chunk):
             chunk = chunk.detach().to("cpu", torch.float32)
             starts = find_cuts(chunk, previous, self.config.cuts)
-            for begin, end in itertools.pairwise((0, *starts, len(chunk))):
+            for begin, end in itertools.pairwise(sorted({0, *starts, len(chunk)})):
                 if begin in starts:
                     yield from self._emit(shot.finish())
                     shot = _Shot(self, plan)
-                if end > begin:
-                    yield from self._emit(shot.push(chunk[begin:end]))
+                yield from self._emit(shot.push(chunk[begin:end]))
             previous = chunk[-1]
         yield from self._emit(shot.finish())
 

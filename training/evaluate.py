@@ -27,7 +27,7 @@ from .data import HELD_OUT_FILE, Corpus, draw_motion, render_motion, to_network
 from .perceptual import STLPIPS, load_stlpips
 from .validation import bicubic_frames, nearest_frames, run_student, strip
 
-KINDS = ("clean", "h264_crf30")
+KINDS = ("clean", "h264_crf30", "noise10")
 METHODS = ("bicubic", "model", "model_without_time")
 # Of every clip these frames are compared by the (slow) perceptual network.
 PERCEPTUAL_FRAMES = (1, 6, 10)
