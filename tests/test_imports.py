@@ -44,6 +44,7 @@ CORE = {
     "pixels": "errors config",
     "images": "errors config pixels",
     "remux": "errors config",
+    "sound": "errors config",
     "video_read": "errors config pixels images",
     "video_write": "errors config pixels images remux video_read",
     "video": "errors config pixels images remux video_read video_write",

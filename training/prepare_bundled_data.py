@@ -238,11 +238,12 @@ def halve(picture: Image.Image) -> np.ndarray:
 
 def prepare_film(out: Path, downloads: Path) -> list[list[int]]:
     """Decode the film once into a memory map at half its size; returns its shots as [start, stop) frames."""
-    film, thumbnails = out / "film.npy", out / "film_thumbnails.npy"
-    if not (film.exists() and thumbnails.exists()):
+    film, shots = out / "film.npy", out / "shots.json"
+    if not (film.exists() and shots.exists()):
         with tempfile.TemporaryDirectory(dir=out) as folder:
-            _decode(_extract_film(fetch(FILM, downloads), Path(folder)), film, thumbnails)
-    return find_shots(np.load(thumbnails)[:FILM_END])
+            thumbnails = _decode(_extract_film(fetch(FILM, downloads), Path(folder)), film)
+        shots.write_text(json.dumps(find_shots(thumbnails[:FILM_END])))
+    return json.loads(shots.read_text())
 
 
 def _extract_film(archive: Path, folder: Path) -> Path:
@@ -256,7 +257,8 @@ def _extract_film(archive: Path, folder: Path) -> Path:
     return path
 
 
-def _decode(video: Path, film: Path, thumbnails: Path) -> None:
+def _decode(video: Path, film: Path) -> np.ndarray:
+    """Write the film; returns thumbnails [N,h,w,3] float32 in levels of 255."""
     height, width = FILM_SIZE
     partial = film.with_suffix(".part.npy")
     small = []
@@ -276,8 +278,8 @@ def _decode(video: Path, film: Path, thumbnails: Path) -> None:
     if num_frames != len(frames):
         raise InputError(f"{video} gave {num_frames} frames, its header says {len(frames)}")
     frames.flush()
-    _save_array(thumbnails, np.stack(small))
     os.replace(partial, film)
+    return np.stack(small)
 
 
 def find_shots(thumbnails: np.ndarray, least_frames: int = 5) -> list[list[int]]:

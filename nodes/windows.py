@@ -1,0 +1,105 @@
+"""AdcVSR Split Windows and AdcVSR Stitch Windows."""
+
+from comfy_api.latest import io
+
+from ..adcvsr_core.frames import require_clip
+from ..adcvsr_core.windows import split, stitch
+from .schema import Model, Window, refusal, schema
+
+
+class SplitWindows(io.ComfyNode):
+    """Cut a clip into windows with a halo."""
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            "SplitWindows",
+            "Split Windows",
+            "Cuts a clip into windows that overlap, as a list: whatever follows runs once per window. For loops, "
+            "other upscalers and graphs over several GPUs; AdcVSR Upscale needs none of this by itself.",
+            ("temporal window", "chunk", "batch"),
+            inputs=[
+                io.Image.Input("images", tooltip="The frames of one clip in order."),
+                io.Int.Input(
+                    "core",
+                    default=48,
+                    min=1,
+                    max=10000,
+                    tooltip="Frames that each window contributes. Larger wastes less work on halos and takes more "
+                    "memory in the node that follows.",
+                ),
+                io.Int.Input(
+                    "halo",
+                    default=18,
+                    min=0,
+                    max=1000,
+                    tooltip="Frames before and after the core that the upscaler sees and Stitch drops or fades over. "
+                    "18, the look-ahead of AdcVSR models, makes stitching exact; other upscalers need fewer.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    "windows", display_name="images", is_output_list=True, tooltip="One batch of frames per window."
+                ),
+                Window.Output(
+                    "places",
+                    display_name="windows",
+                    is_output_list=True,
+                    tooltip="Where each window lies, for Stitch Windows: start, core, halo and total, in frames.",
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, images, core, halo):
+        require_clip(images, "images", finite=False)
+        parts, windows = zip(*split(images, core, halo))
+        return io.NodeOutput(list(parts), list(windows))
+
+
+class StitchWindows(io.ComfyNode):
+    """Join upscaled windows to one clip."""
+
+    @classmethod
+    def define_schema(cls):
+        return schema(
+            "StitchWindows",
+            "Stitch Windows",
+            "Joins the windows of Split Windows to one clip again, at any scale. Exact for AdcVSR Upscale when the "
+            "halo covers the model's look-ahead; otherwise it cross-fades, and says so.",
+            ("temporal window", "merge", "crossfade"),
+            is_input_list=True,
+            inputs=[
+                io.Image.Input("images", tooltip="The upscaled windows, as many frames each as Split Windows gave."),
+                Window.Input("windows", tooltip="From Split Windows, directly."),
+                io.Combo.Input(
+                    "join",
+                    options=["auto", "cut", "fade"],
+                    default="auto",
+                    tooltip="cut = cores follow each other, halos are dropped: exact for AdcVSR Upscale with halo >= "
+                    "look-ahead. fade = cross-fade over shared frames: hides seams of other upscalers, softens a "
+                    "little. auto = cut when the model is connected and the halo suffices, else fade.",
+                ),
+                Model.Input("model", optional=True, tooltip="The model that upscaled the windows, if it was AdcVSR's."),
+            ],
+            outputs=[
+                io.Image.Output("stitched", display_name="images", tooltip="The whole clip."),
+                io.String.Output("report", tooltip="How the windows were joined, and whether that is exact."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, join=None):
+        return refusal(cls, join=join)
+
+    @classmethod
+    def execute(cls, images, windows, join, model=None):
+        halo = min(window.halo for window in windows)
+        exact = bool(model) and halo >= model[0].student.lookahead
+        fade = {"cut": False, "fade": True, "auto": not exact}[join[0]]
+        report = f"{len(windows)} windows with a halo of {halo} frames, "
+        if fade:
+            report += "cross-faded over the frames they share: seams are softened, the result is not exact"
+        else:
+            report += "joined where cores meet: " + ("equal to the whole clip" if exact else "seams are possible")
+        return io.NodeOutput(stitch(images, windows, fade=fade), report)

@@ -1,0 +1,418 @@
+"""What is checked inside a real ComfyUI; `test_nodes.py` runs this with ComfyUI's own Python and reads the answers.
+
+    python comfy_checks.py COMFYUI_DIR PACK_DIR BASE_DIR ANSWERS.json [CHECK ...]
+
+Every function named `check_*` is one check; the answers map its name to null or a traceback.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import torch
+from comfy_harness import (
+    BASE,
+    IDS,
+    LOOP,
+    PACK,
+    PREFIX,
+    SAMPLE,
+    SHOWN,
+    STORE,
+    Failed,
+    bridge,
+    call,
+    clip,
+    core,
+    core_video,
+    engine,
+    error_of,
+    execution,
+    folder_paths,
+    frames_of,
+    mm,
+    needs,
+    new_executor,
+    node,
+    nodes,
+    run,
+    stored,
+    upscale_graph,
+    video_graph,
+)
+
+
+def check_loads_silently():
+    assert not STORE["warnings"], STORE["warnings"]
+    print(f"import took {STORE['load seconds']:.2f} s")
+    assert STORE["load seconds"] < 0.5, STORE["load seconds"]
+    missing = [name for name in IDS if name not in nodes.NODE_CLASS_MAPPINGS]
+    assert not missing, missing
+
+
+def check_schemas():
+    for name in IDS:
+        kind = nodes.NODE_CLASS_MAPPINGS[name]
+        schema = kind.GET_SCHEMA()
+        assert schema.description and schema.display_name.startswith("AdcVSR "), name
+        for each in schema.inputs:
+            assert each.tooltip, f"{name}.{each.id}"
+            widget = hasattr(each, "default")
+            assert not widget or each.default is not None, f"{name}.{each.id} has no default"
+        for each in schema.outputs:
+            assert each.tooltip, f"{name} output {each.id}"
+        assert schema.outputs and kind.INPUT_TYPES() is not None
+
+
+def check_settings_are_the_engines():
+    known = {field for field in core.UpscaleConfig.__dataclass_fields__}
+    for name in ("AdcVSR_Upscale", "AdcVSR_UpscaleVideo"):
+        inputs = {each.id: each for each in nodes.NODE_CLASS_MAPPINGS[name].GET_SCHEMA().inputs}
+        assert known <= set(inputs), known - set(inputs)
+        default = core.UpscaleConfig()
+        for field in known:
+            assert inputs[field].default == getattr(default, field), field
+
+
+def check_locales():
+    for language in ("en", "zh"):
+        texts = json.loads((PACK / "locales" / language / "nodeDefs.json").read_text("utf-8"))
+        assert sorted(texts) == sorted(IDS), language
+        for name in IDS:
+            schema, text = nodes.NODE_CLASS_MAPPINGS[name].GET_SCHEMA(), texts[name]
+            inputs = {each.id: each for each in schema.inputs}
+            assert sorted(text["inputs"]) == sorted(inputs), (language, name)
+            assert list(text["outputs"]) == [str(i) for i in range(len(schema.outputs))], (language, name)
+            if language == "en":
+                assert text["display_name"] == schema.display_name and text["description"] == schema.description, name
+                for key, each in inputs.items():
+                    assert text["inputs"][key]["tooltip"] == each.tooltip, (name, key)
+                for index, each in enumerate(schema.outputs):
+                    assert text["outputs"][str(index)]["tooltip"] == each.tooltip, (name, index)
+
+
+def check_image_node_equals_the_engine():
+    (images,) = run(upscale_graph(clip()))
+    assert images.shape == (22, 72, 100, 3) and images.dtype == torch.float32 and images.is_contiguous()
+    assert torch.equal(images, engine(clip())), (images - engine(clip())).abs().max()
+    (other,) = run(upscale_graph(clip(), chunk=0))
+    assert (other - images).abs().max() < 1e-4
+
+
+def check_video_node_equals_the_command_line():
+    (video,) = run(video_graph("demo.mp4", scale=0.5, chunk=8))
+    path = video.get_stream_source()
+    assert Path(path).parent == BASE / "temp", path
+    out = BASE / "output" / "command_line.mkv"
+    command = [sys.executable, "-m", "adcvsr_core", "upscale", str(SAMPLE), str(out), "--scale", "0.5", "--chunk", "8"]
+    subprocess.run([*command, "--codec", "ffv1", "--overwrite", "--device", "cpu"], cwd=PACK, check=True)
+    ours, theirs = frames_of(path), frames_of(out)
+    assert ours.shape == (56, 90, 160, 3), ours.shape
+    assert torch.equal(ours, theirs), (ours - theirs).abs().max()
+    made = engine(frames_of(SAMPLE), scale=0.5, chunk=8)
+    assert (ours - made).abs().max() <= 0.5 / 255 + 1e-5
+    assert core_video.read_video(path).info.has_audio
+    assert {value for value, _, _ in SHOWN} and SHOWN[-1][:2] == (56, 56), SHOWN[-1]
+    assert not [name for name in os.listdir(BASE / "temp") if ".part" in name]
+
+
+def check_video_of_frames_keeps_sound():
+    sound = {"waveform": torch.sin(torch.arange(16000) / 20)[None, None].expand(1, 2, -1), "sample_rate": 16000}
+    for codec, suffix in (("h264", ".mp4"), ("vp9", ".webm")):
+        graph = video_graph("demo.mp4", codec=codec)
+        graph["video"] = node("CreateVideo", images=["images", 0], fps=12.0, audio=["sound", 0])
+        graph |= {"images": stored("images", clip()), "sound": stored("sound", sound)}
+        (video,) = run(graph)
+        info = core_video.read_video(video.get_stream_source()).info
+        assert str(info.path).endswith(suffix) and info.has_audio and info.fps == 12, info
+        found = frames_of(info.path)
+        assert found.shape == (22, 72, 100, 3), found.shape
+        assert (found - engine(clip())).abs().mean() < 0.03
+    assert not list((BASE / "temp").glob("*.m4a"))
+
+
+def check_trims_are_honoured():
+    media = sys.modules[f"{PREFIX}nodes.media"]
+    from comfy_api.latest import InputImpl
+
+    class Trimmed(InputImpl.VideoFromFile):
+        def get_active_trim_window(self):
+            return 0.5, 1.0
+
+    with media.open_video(Trimmed(str(SAMPLE))) as (reader, _):
+        trimmed = torch.cat(list(reader))
+        fps = reader.info.fps
+    whole = frames_of(SAMPLE)
+    first = -(-fps // 2)
+    assert torch.equal(trimmed, whole[int(first) : int(first) + len(trimmed)]) and abs(len(trimmed) - fps) <= 1
+
+
+def check_split_upscale_stitch_equals_the_whole_clip():
+    graph = upscale_graph(clip(40, 24, 30))
+    (whole,) = run(graph)
+    graph["split"] = node("SplitWindows", images=["images", 0], core=10, halo=18)
+    graph["out"]["inputs"]["images"] = ["split", 0]
+    graph["sr"] = graph.pop("out")
+    stitch = dict(images=["sr", 0], windows=["split", 1], join="auto", model=["model", 0])
+    graph["out"] = node("StitchWindows", **stitch)
+    (stitched,) = run(graph)
+    assert (stitched - whole).abs().max() < 1e-4, (stitched - whole).abs().max()
+    assert "equal to the whole clip" in run({**graph, "take": 1})[0]
+    graph["split"]["inputs"]["halo"] = 3
+    (faded,) = run(graph)
+    assert faded.shape == whole.shape and "not exact" in run({**graph, "take": 1})[0]
+
+
+def check_windows_take_any_upscaler():
+    graph = {
+        "images": stored("images", clip(23)),
+        "split": node("SplitWindows", images=["images", 0], core=5, halo=2),
+        "sr": node("ImageScaleBy", image=["split", 0], upscale_method="bicubic", scale_by=1.5),
+        "out": node("StitchWindows", images=["sr", 0], windows=["split", 1], join="auto"),
+    }
+    (stitched,) = run(graph)
+    graph["out"] = node("ImageScaleBy", image=["images", 0], upscale_method="bicubic", scale_by=1.5)
+    assert (stitched - run(graph)[0]).abs().max() < 1e-5
+
+
+def interrupting(value, total, preview, node_id=None):
+    SHOWN.append((value, total, preview))
+    if value:
+        mm.interrupt_current_processing()
+
+
+def check_cancel():
+    before = set(os.listdir(BASE / "temp"))
+    STORE["hook"] = interrupting
+    for graph in (upscale_graph(clip(60)), video_graph("demo.mp4", scale=0.5, chunk=4)):
+        try:
+            run(graph)
+        except Failed as failed:
+            assert failed.event == "execution_interrupted", failed
+        else:
+            raise AssertionError("the run ended in spite of the interrupt")
+        finally:
+            mm.interrupt_current_processing(False)
+        assert len(SHOWN) == 2, [value for value, _, _ in SHOWN]
+    del STORE["hook"]
+    assert set(os.listdir(BASE / "temp")) == before
+    assert len(run(upscale_graph(clip()))[0]) == 22
+
+
+def check_long_videos_need_no_more_memory():
+    import resource
+
+    STORE["hook"] = lambda *arguments, **options: None  # the usual one keeps every preview
+    peaks = []
+    for count in (200, 500):  # 200, because it takes a while until the allocator grows no more
+        path = BASE / "input" / f"long{count}.mp4"
+        with core_video.VideoWriter(path, width=192, height=128, fps=24, overwrite=True) as writer:
+            for _ in range(count // 10):
+                writer.write(clip(10, 128, 192))
+        run(video_graph(path.name, codec="h264", scale=2.0, work_size=32, chunk=0))
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    del STORE["hook"]
+    frame_kib = 256 * 384 * 3 * 4 / 1024
+    assert 300 * frame_kib > 0.1 * peaks[0], "the clips are too small to tell"
+    assert peaks[1] <= 1.05 * peaks[0], peaks
+
+
+def check_progress_and_preview():
+    run(upscale_graph(clip(), chunk=4))
+    values = [value for value, _, _ in SHOWN]
+    assert values == sorted(values) and values[-1] == 22 and {total for _, total, _ in SHOWN} == {22}
+    for step, expected in ((0, (50, 36)), (1, (100, 72))):  # the source at once, then results
+        kind, picture, size = SHOWN[step][2]
+        assert (kind, picture.size, size) == ("JPEG", expected, 512)
+    assert values[0] == 0
+
+
+def check_alpha_is_carried():
+    (images,) = run(upscale_graph(clip(channels=4)))
+    assert images.shape == (22, 72, 100, 4)
+    assert torch.equal(images[..., :3], engine(clip(channels=4)[..., :3].contiguous()))
+    assert (images[:, ::2, ::2, 3] - clip(channels=4)[..., 3]).abs().mean() < 0.05
+
+
+def check_faults_are_friendly():
+    bad = clip().clone()
+    bad[7, 3, 3] = float("nan")
+    assert "frame 7" in error_of(upscale_graph(bad)) and "NaN" in error_of(upscale_graph(bad))
+    assert "no frames" in error_of(upscale_graph(clip()[:0]))
+    assert "3 channels" in error_of(upscale_graph(clip()[..., :2]))
+    assert "multiple of 16" in error_of(upscale_graph(clip(), tile=40))
+    free = needs.available_bytes
+    needs.available_bytes = lambda device: 1000
+    try:
+        message = error_of(upscale_graph(clip()))
+    finally:
+        needs.available_bytes = free
+    assert "GiB of RAM" in message and "AdcVSR Upscale Video" in message, message
+    graph = upscale_graph(clip())
+    graph["out"]["inputs"]["images"] = ["model", 0]
+    assert error_of(graph).startswith("refused") and "IMAGE" in error_of(graph)
+    text = BASE / "input" / "text.mp4"
+    text.write_text("no video")
+    assert "not a video" in error_of(video_graph("text.mp4"))
+
+
+def check_models_are_found_where_they_belong():
+    names = bridge.model_names()
+    assert names[0] == "default" and "other.safetensors" in names, names
+    student = bridge.load_model("other.safetensors", "bf16").student
+    assert student.dtype == torch.bfloat16 and bridge.load_model("default", "auto").student.dtype == torch.float32
+    folder = BASE / "models" / "adcvsr"
+    folder.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(folder / "net_params_200.pkl", "w") as archive:
+        archive.writestr("archive/data.pkl", b"body.1.conv_in.weight")
+    folder_paths.filename_list_cache.clear()
+    message = error_of({"out": node("LoadModel", model="net_params_200.pkl", dtype="auto")})
+    assert "python -m adcvsr_core convert --adcsr" in message and str(folder) not in message, message
+
+
+def check_paths_cannot_leave_the_model_folders():
+    secret = BASE / "secret.safetensors"
+    shutil.copy(PACK / "adcvsr_core" / "weights" / "default.safetensors", secret)
+    for name in ("../../secret.safetensors", "../secret.safetensors", str(secret), "../../etc/passwd", "/etc/passwd"):
+        assert error_of({"out": node("LoadModel", model=name, dtype="auto")}).startswith("refused"), name
+        try:
+            bridge.load_model(name, "auto")
+        except core.AdcvsrError as error:
+            assert "no model" in str(error)
+        else:
+            raise AssertionError(f"{name} was loaded")
+
+
+def prompt_of(workflow):
+    """Turn a saved graph into a prompt as the front end does, and refuse widgets that the schema does not explain."""
+    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+    prompt = {}
+    for each in workflow["nodes"]:
+        if each["type"] == "MarkdownNote":
+            continue
+        kinds = nodes.NODE_CLASS_MAPPINGS[each["type"]].INPUT_TYPES()
+        wires = {entry["name"]: links[entry["link"]] for entry in each["inputs"] if entry["link"] is not None}
+        inputs, values = dict(wires), list(each["widgets_values"])
+        for name, (kind, *options) in {**kinds["required"], **kinds.get("optional", {})}.items():
+            if isinstance(kind, str) and kind not in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"):
+                assert name in wires or name not in kinds["required"], f"{each['type']}.{name} is not connected"
+                continue
+            value = values.pop(0)
+            inputs.setdefault(name, value)
+            if name == "seed" or any(key.endswith("_upload") for key in (options or [{}])[0]):
+                values.pop(0)  # the front end's own widgets: what to do with the seed next, the upload button
+        assert not values, f"{each['type']} has widgets too many: {values}"
+        assert not set(inputs) - set(kinds["required"]) - set(kinds.get("optional", {})), each["type"]
+        prompt[str(each["id"])] = {"class_type": each["type"], "inputs": inputs}
+    return prompt
+
+
+def check_workflows():
+    """Every example validates as it is and runs; smaller than it is saved, to spare the machine."""
+    shutil.copy(SAMPLE, BASE / "input" / "demo.mp4")
+    files = sorted((PACK / "workflows").glob("*.json"))
+    assert len(files) == 7, files
+    for file in files:
+        prompt = prompt_of(json.loads(file.read_text("utf-8")))
+        valid = LOOP.run_until_complete(execution.validate_prompt("prompt", prompt, None))
+        assert valid[0], (file.name, valid[1], valid[3])
+        for each in prompt.values():
+            if each["class_type"] in ("AdcVSR_Upscale", "AdcVSR_UpscaleVideo"):
+                each["inputs"] |= {"scale": 0.5, "height": 0, "work_size": 24}
+            if each["class_type"] == "AdcVSR_Finish":
+                each["inputs"]["height"] = min(each["inputs"]["height"], 64)
+            if each["class_type"] == "AdcVSR_Degrade":  # so that what is restored has the size of the original
+                each["inputs"]["scale"] = 2
+        for each in prompt.values():
+            if prompt.get(each["inputs"].get("images", [""])[0], {}).get("class_type") == "AdcVSR_Degrade":
+                each["inputs"]["scale"] = 2.0
+        valid = LOOP.run_until_complete(execution.validate_prompt("prompt", prompt, None))
+        executor = new_executor()
+        LOOP.run_until_complete(executor.execute_async(prompt, "prompt", {}, valid[2]))
+        assert executor.success, (file.name, executor.status_messages[-1])
+    assert list((BASE / "output" / "video").glob("adcvsr*"))
+
+
+def check_menus_refuse_what_they_do_not_offer():
+    for name in IDS:
+        for each in nodes.NODE_CLASS_MAPPINGS[name].GET_SCHEMA().inputs:
+            if hasattr(each, "options"):
+                graph = upscale_graph(clip()) | {"other": node("LoadModel", model="default", dtype="auto")}
+                graph["out"] = {"class_type": name, "inputs": {each.id: "../nonsense"}}
+                message = error_of(graph)
+                assert message.startswith("refused") and "../nonsense" in message, (name, each.id, message)
+
+
+def check_comfyui_manages_the_weights():
+    run(upscale_graph(clip()))
+    assert any(isinstance(each.model.model, bridge._Held) for each in mm.current_loaded_models if each.model)
+
+
+def check_finish_never_runs_the_network():
+    calls = []
+    forward = core.Student.forward
+    core.Student.forward = lambda self, *a, **k: (calls.append(1), forward(self, *a, **k))[1]
+    try:
+        executor, graph = new_executor(), upscale_graph(clip())
+        graph["sr"] = graph.pop("out")
+        sliders = dict(detail=1.0, color="none", height=0, grain=0.0, grain_size=1.5, seed=0)
+        graph["out"] = node("Finish", images=["sr", 0], source=["images", 0], **sliders)
+        (neutral,) = run(graph, executor)
+        count = len(calls)
+        assert count and (neutral - engine(clip())).abs().max() < 1e-6
+        calls.clear()
+        for changed in (dict(detail=0.4), dict(color="wavelet", height=50), dict(grain=6.0, grain_size=2.0, seed=3)):
+            graph["out"]["inputs"] |= changed
+            (finished,) = run(graph, executor)
+        assert not calls, f"{len(calls)} more runs of the network"
+        assert finished.shape == (22, 50, 70, 3), finished.shape
+    finally:
+        core.Student.forward = forward
+
+
+def check_compare_measure_degrade():
+    images = clip(23, 41, 50)
+    graph = {
+        "hr": stored("hr", images),
+        "lr": node("Degrade", images=["hr", 0], kind="light", scale=2, seed=5),
+    }
+    (lr,) = run({**graph, "out": graph["lr"]})
+    assert lr.shape == (23, 20, 25, 3)
+    shapes = {
+        "side by side": (23, 41, 108, 3),
+        "wipe": (23, 41, 50, 3),
+        "difference": (23, 41, 50, 3),
+        "time slice": (1, 23 * 11, 108, 3),
+    }
+    for view, shape in shapes.items():
+        graph["out"] = node("Compare", a=["lr", 0], b=["hr", 0], view=view, position=0.5, gain=4.0)
+        (shown,) = run(graph)
+        assert shown.shape == shape and shown.isfinite().all(), (view, shown.shape)
+    graph["out"] = node("Metrics", images=["hr", 0], reference=["hr", 0], seam_period=5)
+    found = [run({**graph, "take": index})[0] for index in range(8)]
+    assert found[1] == float("inf") and abs(found[2] - 1) < 1e-9 and found[5] == 0 and found[6:] == [0, 0], found
+    assert "dB" in found[0] and found[3] > 0 and found[4] > 0
+    broken = images.clone()
+    broken[4] = float("nan")
+    graph["hr"] = stored("hr", broken)
+    graph["out"] = node("Metrics", images=["hr", 0], seam_period=0)
+    assert run({**graph, "take": 7})[0] == 1
+
+
+def check_a_full_size_checkpoint():
+    """Slow: 453 million random weights through Load Model and Upscale."""
+    from_presets = core.Student(core.PRESETS["adcvsr"]).half()
+    save = sys.modules[f"{PREFIX}adcvsr_core.checkpoint"].save_student
+    save(from_presets, BASE / "elsewhere" / "full.safetensors")
+    del from_presets
+    folder_paths.filename_list_cache.clear()
+    graph = upscale_graph(clip(3, 32, 32), chunk=1)
+    graph["model"] = node("LoadModel", model="full.safetensors", dtype="bf16")
+    assert run(graph)[0].shape == (3, 64, 64, 3)
+
+
+call({name: each for name, each in globals().items() if name.startswith("check_")})

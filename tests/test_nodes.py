@@ -1,0 +1,134 @@
+"""The ComfyUI nodes: what can be seen without ComfyUI, and, marked `comfy`, everything in a real one.
+
+The marked tests need COMFYUI_DIR, a ComfyUI's folder, and its Python: COMFYUI_PYTHON, or a venv in or beside it.
+They run `comfy_checks.py` once for each name that the pack's folder is known to get.
+"""
+
+import ast
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.comfy_pack import IDS, ROOT, comfyui, copy_pack
+
+CHECKS = Path(__file__).with_name("comfy_checks.py")
+NODE_FILES = sorted((ROOT / "nodes").glob("*.py"))
+
+
+def check_names() -> list[str]:
+    tree = ast.parse(CHECKS.read_text("utf-8"))
+    return [each.name for each in tree.body if isinstance(each, ast.FunctionDef) and each.name.startswith("check_")]
+
+
+@pytest.mark.parametrize("path", NODE_FILES, ids=lambda path: path.name)
+def test_node_files_are_short_and_explained(path):
+    text = path.read_text("utf-8")
+    assert text.count("\n") <= 150, f"{path.name}: move logic into adcvsr_core"
+    for call in ast.walk(ast.parse(text)):
+        if not isinstance(call, ast.Call):
+            continue
+        made = [ast.unparse(each) for each in (call.func, *call.args[:1])]
+        if any(re.fullmatch(r"[\w.]+\.(Input|Output)", each) for each in made):
+            assert "tooltip" in {each.arg for each in call.keywords}, f"{path.name}:{call.lineno} has no tooltip"
+        if isinstance(call.func, ast.Attribute) and call.func.attr == "get":
+            assert "environ" not in ast.unparse(call.func), f"{path.name}:{call.lineno} reads the environment"
+
+
+@pytest.mark.parametrize("path", [path for path in NODE_FILES if path.name != "comfy.py"], ids=lambda path: path.name)
+def test_one_file_talks_to_comfyui(path):
+    """Folders, memory, progress and cancel are the bridge's; the others see only ComfyUI's schema types."""
+    for each in ast.walk(ast.parse(path.read_text("utf-8"))):
+        names = [alias.name for alias in each.names] if isinstance(each, ast.Import) else []
+        names += [each.module] if isinstance(each, ast.ImportFrom) and each.level == 0 else []
+        assert not {name.split(".")[0] for name in names} & {"comfy", "folder_paths", "server", "execution"}, path.name
+
+
+def test_schemas_name_the_nodes_that_are_promised():
+    text = "\n".join(path.read_text("utf-8") for path in NODE_FILES)
+    found = {f"AdcVSR_{name}" for name in re.findall(r"return schema\(\s*\"(\w+)\"", text)}
+    assert found == IDS
+
+
+@pytest.mark.parametrize("name", sorted(IDS))
+def test_every_node_has_help(name):
+    text = (ROOT / "web" / "docs" / f"{name}.md").read_text("utf-8")
+    assert len(text) > 400, f"{name}.md says too little"
+    for link in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
+        assert (ROOT / "web" / "docs" / link).is_file(), f"{name}.md shows {link}, which is missing"
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_locales_name_every_node(language):
+    texts = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text("utf-8"))
+    assert set(texts) == IDS
+    for name, text in texts.items():
+        assert text["display_name"] and text["description"], name
+        for kind in ("inputs", "outputs"):
+            for key, each in text[kind].items():
+                assert each["name"] and each["tooltip"], f"{language} {name} {kind} {key}"
+    other = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text("utf-8"))
+    for name in IDS:
+        for kind in ("inputs", "outputs"):
+            assert list(texts[name][kind]) == list(other[name][kind]), f"{name}: {kind} differ from English"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "workflows").glob("*.json")), ids=lambda path: path.stem)
+def test_workflows_are_whole_and_explain_themselves(path):
+    graph = json.loads(path.read_text("utf-8"))
+    by_id = {each["id"]: each for each in graph["nodes"]}
+    for number, source, slot, target, entry, kind in graph["links"]:
+        assert number in by_id[source]["outputs"][slot]["links"] and by_id[source]["outputs"][slot]["type"] == kind
+        assert by_id[target]["inputs"][entry]["link"] == number
+    assert {each["type"] for each in graph["nodes"]} & IDS
+    notes = [each["widgets_values"][0] for each in graph["nodes"] if each["type"] == "MarkdownNote"]
+    assert len(notes) == 1 and "adcvsr_core/samples/demo.mp4" in notes[0] and "your own clip" in notes[0]
+
+
+def run_checks(base: Path, folder_name: str, names: list[str]) -> dict[str, str | None]:
+    """Copy the pack into a fresh ComfyUI base folder under a name, run checks there and return the answers."""
+    folder, python = comfyui()
+    pack, answers = base / "custom_nodes" / folder_name, base / "answers.json"
+    copy_pack(pack)
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+    done = subprocess.run(
+        [python, CHECKS, folder, pack, base, answers, *names],
+        env={**kept, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+    assert answers.exists(), done.stdout[-3000:] + done.stderr[-3000:]
+    found = json.loads(answers.read_text("utf-8"))
+    assert done.returncode == 0, done.stderr[-3000:]
+    return found
+
+
+@pytest.fixture(scope="session")
+def answers(tmp_path_factory) -> dict[str, str | None]:
+    names = [name for name in check_names() if name != "check_a_full_size_checkpoint"]
+    return run_checks(tmp_path_factory.mktemp("base"), "ComfyUI-AdcVSR", names)
+
+
+@pytest.mark.comfy
+@pytest.mark.parametrize("name", [name for name in check_names() if name != "check_a_full_size_checkpoint"])
+def test_in_comfyui(name, answers):
+    assert answers[name] is None, answers[name]
+
+
+@pytest.mark.comfy
+def test_the_folder_may_have_another_name(tmp_path):
+    """A download from a web page unpacks under this name."""
+    names = ["check_loads_silently", "check_schemas", "check_image_node_equals_the_engine"]
+    assert run_checks(tmp_path, "comfyui-adcvsr-main", names) == dict.fromkeys(names)
+
+
+@pytest.mark.comfy
+@pytest.mark.slow
+def test_a_full_size_checkpoint_runs(tmp_path):
+    assert run_checks(tmp_path, "ComfyUI-AdcVSR", ["check_a_full_size_checkpoint"]) == {
+        "check_a_full_size_checkpoint": None
+    }
