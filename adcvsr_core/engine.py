@@ -57,7 +57,7 @@ def plan_run(height: int, width: int, student: Student, config: UpscaleConfig) -
     available = available_bytes(student.device)
     tile = config.tile or choose_tile(student.config, *padded, student.dtype, available, multiple)
     grid = plan_tiles(*padded, tile, config.overlap, multiple)
-    chunk = config.chunk or choose_chunk(student.config, *grid.tile_size, student.dtype, available)
+    chunk = config.chunk or choose_chunk(student.config, *grid.tile_size, student.dtype, available, student.device)
     return RunPlan(source=(height, width), work=work, padded=padded, target=target, chunk=chunk, grid=grid)
 
 

@@ -17,8 +17,8 @@ from .config import StudentConfig
 _ALIVE = 3
 # Share of the free memory that a step may plan with; the rest is for weights' workspace and other programs.
 _SHARE = 0.6
-# Beyond this many frames a step gains no speed and the first picture comes later.
-_MAX_CHUNK = 8
+# Beyond this many frames a step gains no speed and the first picture comes later. A CPU gains nothing from the start.
+_MAX_CHUNK, _MAX_CHUNK_CPU = 8, 4
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
@@ -47,10 +47,13 @@ def available_bytes(device: torch.device) -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def choose_chunk(config: StudentConfig, height: int, width: int, dtype: torch.dtype, available: int) -> int:
+def choose_chunk(
+    config: StudentConfig, height: int, width: int, dtype: torch.dtype, available: int, device: torch.device
+) -> int:
     """Return the frames per step that fit, at least 1."""
     fitting = int(available * _SHARE) // bytes_per_frame(config, height, width, dtype)
-    return max(1, min(_MAX_CHUNK, fitting))
+    most = _MAX_CHUNK_CPU if device.type == "cpu" else _MAX_CHUNK
+    return max(1, min(most, fitting))
 
 
 def choose_tile(

@@ -219,6 +219,8 @@ class _Encode:
 
 def _fits(stream, container: str) -> bool:
     """Ask the muxer itself, with a header written to memory, whether it takes this stream."""
+    if container == "mp4" and stream.type == "audio" and stream.codec_context.name.startswith("pcm"):
+        return False  # allowed on paper, but the muxer fails at the end for stereo, and players stay silent
     try:
         with av.open(io.BytesIO(), "w", format=container) as trial:
             trial.add_stream_from_template(stream)

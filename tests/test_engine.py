@@ -14,6 +14,7 @@ from adcvsr_core import engine
 from adcvsr_core.config import UpscaleConfig
 from adcvsr_core.engine import plan_run, upscale
 from adcvsr_core.errors import Cancelled, ConfigError, InputError, OutOfMemory
+from adcvsr_core.memory import bytes_per_frame
 from adcvsr_core.student import Student
 
 WHOLE = UpscaleConfig(cuts=0.0)
@@ -283,7 +284,7 @@ def test_settings_that_do_not_fit_are_refused_before_the_first_frame(student, se
 
 
 def test_a_small_memory_gives_small_steps_and_then_tiles(monkeypatch, student):
-    frame = engine.choose_chunk.__globals__["bytes_per_frame"](student.config, 64, 64, torch.float32)
+    frame = bytes_per_frame(student.config, 64, 64, torch.float32)
     monkeypatch.setattr(engine, "available_bytes", lambda _: 5 * frame)
     assert plan_run(64, 64, student, UpscaleConfig()).chunk == 3
     monkeypatch.setattr(engine, "available_bytes", lambda _: frame)

@@ -418,7 +418,8 @@ def test_sound_is_copied_byte_for_byte(tmp_path, audio, source, target):
 
 
 @pytest.mark.parametrize(
-    "audio, source, target, becomes", [("aac", ".mp4", ".webm", "opus"), ("libopus", ".mkv", ".mov", "aac")]
+    "audio, source, target, becomes",
+    [("aac", ".mp4", ".webm", "opus"), ("libopus", ".mkv", ".mov", "aac"), ("pcm_s16le", ".mov", ".mp4", "aac")],
 )
 def test_sound_that_does_not_fit_is_encoded_again_aloud(tmp_path, audio, source, target, becomes):
     clip = make_clip(tmp_path / f"in{source}", 60, audio=audio)
