@@ -30,6 +30,9 @@ from .video import CODECS, VideoWriter, read_video, save_png
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 INTERRUPTED = 130
+# H.273's numbers, as far as people know them by name.
+MATRICES = {1: "BT.709", 5: "BT.601", 6: "BT.601", 9: "BT.2020"}
+RANGES = {1: "limited", 2: "full"}
 
 console = Console(stderr=True, highlight=False)
 
@@ -298,7 +301,8 @@ def _describe_clip(subject: str) -> Table:
     table.add_row("size", f"{info.width}x{info.height} (rotation {info.rotation}, pixel aspect {info.sample_aspect})")
     table.add_row("frames", f"{info.num_frames or 'unknown'} at {float(info.fps):.3f} fps, {duration}")
     table.add_row("codec", f"{info.codec}, {info.pixel_format}, {info.bit_depth} bit")
-    table.add_row("colour", f"{info.color}")
+    matrix, extent = MATRICES.get(info.color.matrix, "untagged"), RANGES.get(info.color.range, "untagged")
+    table.add_row("colour", f"{matrix} matrix, {extent} range")
     table.add_row("sound", f"{'yes' if info.has_audio else 'no'}, {info.num_subtitles} subtitle streams")
     return table
 

@@ -221,7 +221,7 @@ def test_info_tells_models_and_clips(small, model, capsys):
     for subject, expected in (
         (model, ["parameters", "look-ahead", "18 frames", "GFLOP a frame", "temporal state"]),
         ("adcvsr", ["487,190,163", "31,116,480 temporal", "2,666"]),
-        (str(small), ["80x46", "h264", "sound", "yes"]),
+        (str(small), ["80x46", "h264", "BT.709 matrix, limited range", "sound", "yes"]),
     ):
         assert main(["info", subject]) == 0
         told = " ".join(capsys.readouterr().out.split())
