@@ -1,6 +1,6 @@
 PYTHON ?= python3
 
-.PHONY: demo test lint comfy
+.PHONY: demo test lint comfy browser
 
 demo:
 	$(PYTHON) bootstrap.py demo
@@ -13,3 +13,6 @@ lint:
 
 comfy:
 	$(PYTHON) bootstrap.py comfy
+
+browser:
+	$(PYTHON) bootstrap.py browser

@@ -4,10 +4,11 @@
     python bootstrap.py test [-- ARGS]    check style and run the tests; ARGS go to pytest (such as -k streaming)
     python bootstrap.py lint              check style only
     python bootstrap.py comfy [-- ARGS]   run the tests that need a real ComfyUI, which it makes in `.comfy` (1.5 GB)
+    python bootstrap.py browser [-- ARGS] run the example workflows in ComfyUI's front end, in a headless Chromium
 
 Each makes the virtual environment `.venv` beside this file when it is missing or out of date, with the PyTorch
 that fits the machine. Uses the standard library only. Knows nothing about what the package computes; how ComfyUI
-is made is in tests/comfy_environment.py.
+is made is in tests/comfy_environment.py, and where the browser comes from in tests/browser_environment.py.
 """
 
 from __future__ import annotations  # so that an old Python reads far enough to say that it is too old
@@ -272,16 +273,22 @@ def comfy(arguments: list[str]) -> int:
     return run(VENV.python, "-m", "tests.comfy_environment", *arguments)
 
 
+def browser(arguments: list[str]) -> int:
+    """Run the tests that open ComfyUI's front end in Chromium; both are fetched first where they are missing."""
+    set_up("test")
+    return run(VENV.python, "-m", "tests.browser_environment", *arguments)
+
+
 def main(arguments: list[str]) -> int:
     command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     rest = rest[1:] if rest[:1] == ["--"] else rest
     if command in ("-h", "--help"):
         print(__doc__)
         return 0
-    simple, with_arguments = {"demo": demo, "lint": lint}, {"test": test, "comfy": comfy}
+    simple, with_arguments = {"demo": demo, "lint": lint}, {"test": test, "comfy": comfy, "browser": browser}
     if command not in with_arguments and (command not in simple or rest):
         found = " ".join(arguments) or "nothing"
-        print(f"error: expected demo, test, lint or comfy, found {found}\n\n{__doc__}", file=sys.stderr)
+        print(f"error: expected demo, test, lint, comfy or browser, found {found}\n\n{__doc__}", file=sys.stderr)
         return 2
     try:
         if sys.version_info < (3, 10):  # noqa: UP036 (run by whatever Python there is)

@@ -37,14 +37,30 @@ class Metrics(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.String.Output("report", tooltip="All values with their units, as text."),
-                io.Float.Output("psnr", tooltip="PSNR of the luma in dB, mean over frames; higher is closer."),
-                io.Float.Output("ssim", tooltip="SSIM of the luma, mean over frames; 1 = equal to the reference."),
-                io.Float.Output("flicker", tooltip="Change to and fro in luma levels; lower is steadier."),
-                io.Float.Output("seam", tooltip="Change at the joins over change beside them; 1 = they do not show."),
-                io.Float.Output("drift", tooltip="Rise or fall of the mean colour over the clip, in levels of 255."),
-                io.Int.Output("duplicates", tooltip="Frames equal to the frame before."),
-                io.Int.Output("non_finite", tooltip="Frames that hold NaN or infinity."),
+                io.String.Output("report", display_name="report", tooltip="All values with their units, as text."),
+                io.Float.Output(
+                    "psnr", display_name="psnr", tooltip="PSNR of the luma in dB, mean over frames; higher is closer."
+                ),
+                io.Float.Output(
+                    "ssim",
+                    display_name="ssim",
+                    tooltip="SSIM of the luma, mean over frames; 1 = equal to the reference.",
+                ),
+                io.Float.Output(
+                    "flicker", display_name="flicker", tooltip="Change to and fro in luma levels; lower is steadier."
+                ),
+                io.Float.Output(
+                    "seam",
+                    display_name="seam",
+                    tooltip="Change at the joins over change beside them; 1 = they do not show.",
+                ),
+                io.Float.Output(
+                    "drift",
+                    display_name="drift",
+                    tooltip="Rise or fall of the mean colour over the clip, in levels of 255.",
+                ),
+                io.Int.Output("duplicates", display_name="duplicates", tooltip="Frames equal to the frame before."),
+                io.Int.Output("non_finite", display_name="non finite", tooltip="Frames that hold NaN or infinity."),
             ],
         )
 
@@ -53,4 +69,5 @@ class Metrics(io.ComfyNode):
         clip = require_clip(images, "images", finite=False)
         found = measure(clip, None if reference is None else require_clip(reference, "reference"), seam_period)
         values = (found.psnr_db, found.ssim, found.shimmer, found.seam, found.drift, found.duplicates, found.non_finite)
-        return io.NodeOutput(str(found), *values, ui=ui.PreviewText(str(found)))
+        report = "\n".join(f"- {line}" for line in str(found).splitlines())  # Preview Any shows it as Markdown
+        return io.NodeOutput(report, *values, ui=ui.PreviewText(report))

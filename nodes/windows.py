@@ -84,7 +84,9 @@ class StitchWindows(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output("stitched", display_name="images", tooltip="The whole clip."),
-                io.String.Output("report", tooltip="How the windows were joined, and whether that is exact."),
+                io.String.Output(
+                    "report", display_name="report", tooltip="How the windows were joined, and whether that is exact."
+                ),
             ],
         )
 

@@ -39,6 +39,7 @@ from comfy_harness import (
     new_executor,
     node,
     nodes,
+    prompt_of,
     run,
     stored,
     upscale_graph,
@@ -92,7 +93,8 @@ def check_locales():
                 for key, each in inputs.items():
                     assert text["inputs"][key]["tooltip"] == each.tooltip, (name, key)
                 for index, each in enumerate(schema.outputs):
-                    assert text["outputs"][str(index)]["tooltip"] == each.tooltip, (name, index)
+                    shown = text["outputs"][str(index)]
+                    assert (shown["name"], shown["tooltip"]) == (each.display_name, each.tooltip), (name, index)
 
 
 def check_image_node_equals_the_engine():
@@ -287,37 +289,15 @@ def check_paths_cannot_leave_the_model_folders():
             raise AssertionError(f"{name} was loaded")
 
 
-def prompt_of(workflow):
-    """Turn a saved graph into a prompt as the front end does, and refuse widgets that the schema does not explain."""
-    links = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
-    prompt = {}
-    for each in workflow["nodes"]:
-        if each["type"] == "MarkdownNote":
-            continue
-        kinds = nodes.NODE_CLASS_MAPPINGS[each["type"]].INPUT_TYPES()
-        wires = {entry["name"]: links[entry["link"]] for entry in each["inputs"] if entry["link"] is not None}
-        inputs, values = dict(wires), list(each["widgets_values"])
-        for name, (kind, *options) in {**kinds["required"], **kinds.get("optional", {})}.items():
-            if isinstance(kind, str) and kind not in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"):
-                assert name in wires or name not in kinds["required"], f"{each['type']}.{name} is not connected"
-                continue
-            value = values.pop(0)
-            inputs.setdefault(name, value)
-            if name == "seed" or any(key.endswith("_upload") for key in (options or [{}])[0]):
-                values.pop(0)  # the front end's own widgets: what to do with the seed next, the upload button
-        assert not values, f"{each['type']} has widgets too many: {values}"
-        assert not set(inputs) - set(kinds["required"]) - set(kinds.get("optional", {})), each["type"]
-        prompt[str(each["id"])] = {"class_type": each["type"], "inputs": inputs}
-    return prompt
-
-
 def check_workflows():
     """Every example validates as it is and runs; smaller than it is saved, to spare the machine."""
     shutil.copy(SAMPLE, BASE / "input" / "demo.mp4")
     files = sorted((PACK / "workflows").glob("*.json"))
     assert len(files) == 7, files
     for file in files:
-        prompt = prompt_of(json.loads(file.read_text("utf-8")))
+        graph = json.loads(file.read_text("utf-8"))
+        kinds = {each["type"]: nodes.NODE_CLASS_MAPPINGS.get(each["type"]) for each in graph["nodes"]}
+        prompt = prompt_of(graph, {name: kind.INPUT_TYPES() for name, kind in kinds.items() if kind})
         valid = LOOP.run_until_complete(execution.validate_prompt("prompt", prompt, None))
         assert valid[0], (file.name, valid[1], valid[3])
         for each in prompt.values():

@@ -17,6 +17,8 @@ import time
 import traceback
 from pathlib import Path
 
+from comfy_prompts import prompt_of  # noqa: F401  (for the checks, and while this folder is on the path)
+
 COMFY, PACK, BASE, ANSWERS = (Path(each).absolute() for each in sys.argv[1:5])
 CHOSEN = sys.argv[5:]
 sys.argv = ["main.py", "--cpu", "--base-directory", str(BASE)]

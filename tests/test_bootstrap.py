@@ -16,7 +16,7 @@ import pytest
 
 import bootstrap
 from benchmarks import make_sample
-from tests import comfy_environment
+from tests import browser_environment, comfy_environment
 
 CPU_TORCH = {"version": "2.13.0+cpu", "requires_dist": ["filelock", "sympy>=1.13"]}
 CUDA_TORCH = {"version": "2.13.0", "requires_dist": ["filelock", 'nvidia-cublas==13.1; platform_system == "Linux"']}
@@ -359,3 +359,49 @@ def test_the_bundled_clip_has_sound_and_one_cut(sample):
     assert len(frames) == 56 and frames[0].shape == (180, 320)
     changes = [np.abs(after - before).mean() for before, after in itertools.pairwise(frames)]
     assert [index + 1 for index, change in enumerate(changes) if change > 30] == [31]
+
+
+@pytest.fixture
+def browser(comfy, tmp_path, monkeypatch):
+    """A ComfyUI of the user's own that names its front end, and a Chromium; lists the runs as `comfy` does."""
+    core = touch(tmp_path / "own" / "ComfyUI" / "execution.py").parent
+    (core / "requirements.txt").write_text("comfyui-frontend-package==1.32.9\ntorch\n", "utf-8")
+    monkeypatch.setattr(browser_environment, "HOME", tmp_path / ".comfy")
+    for name, value in {"COMFYUI_DIR": core, "COMFYUI_PYTHON": sys.executable, "CHROMIUM": sys.executable}.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.delenv("COMFYUI_FRONT_END", raising=False)
+    return comfy
+
+
+def test_browser_gets_the_front_end_once(browser, tmp_path, monkeypatch):
+    calls = []
+
+    def pip(*arguments, log=None):
+        calls.append(arguments)
+        with zipfile.ZipFile(arguments[arguments.index("--dest") + 1] / "front.whl", "w") as archive:
+            for name in ("index.html", "assets/a.js"):
+                archive.writestr(browser_environment.PAGES + name, name)
+            archive.writestr("other.txt", "")
+        return subprocess.CompletedProcess(arguments, 0, "", "")
+
+    monkeypatch.setattr(bootstrap, "capture", pip)
+    assert [browser_environment.main([]) for _ in range(2)] == [5, 5]
+    assert len(calls) == 1 and calls[0][-1] == "comfyui-frontend-package==1.32.9"
+    pages = tmp_path / ".comfy" / "front_end" / "comfyui_frontend_package_1.32.9"
+    files = {file.relative_to(pages.parent.parent).as_posix() for file in pages.parent.rglob("*") if file.is_file()}
+    assert files == {f"front_end/{pages.name}/{name}" for name in ("index.html", "assets/a.js")}
+    assert browser[0] == browser[1] and browser[0][1]["COMFYUI_FRONT_END"] == str(pages)
+    assert browser[0][1]["CHROMIUM"] == sys.executable
+
+
+def test_browser_says_what_is_missing(browser, monkeypatch, capsys):
+    monkeypatch.setattr(bootstrap, "capture", lambda *a, **k: subprocess.CompletedProcess(a, 1, "", "ERROR: no route"))
+    assert browser_environment.main([]) == 1
+    assert "could not download comfyui-frontend-package==1.32.9: no route" in capsys.readouterr().err
+    monkeypatch.setenv("CHROMIUM", "/nowhere/chromium")
+    assert browser_environment.main([]) == 1
+    assert "CHROMIUM is /nowhere/chromium, which is no program" in capsys.readouterr().err
+    monkeypatch.delenv("CHROMIUM")
+    monkeypatch.setenv("PATH", "")
+    assert browser_environment.main([]) == 1
+    assert "install it" in capsys.readouterr().err and browser == []

@@ -1,72 +1,21 @@
 """One real ComfyUI server with the pack in it, spoken to over HTTP as the front end does."""
 
 import json
-import shutil
-import socket
 import subprocess
 import time
 import urllib.error
-import urllib.request
+from pathlib import Path
 
 import pytest
 
-from tests.comfy_pack import IDS, ROOT, comfyui, copy_pack
+from tests.comfy_pack import IDS, ROOT, comfyui
+from tests.comfy_server import Server
 
 pytestmark = pytest.mark.comfy
 
 SETTINGS = dict(
     detail=1.0, temporal_strength=1.0, color="auto", work_size=0, cuts=0.5, chunk=2, tile=0, overlap=0, height=0
 )
-
-
-class Server:
-    """A running ComfyUI."""
-
-    def __init__(self, base):
-        folder, python = comfyui()
-        self.base = base
-        copy_pack(base / "custom_nodes" / "ComfyUI-AdcVSR")
-        for name in ("input", "page"):
-            (base / name).mkdir()
-        (base / "page" / "index.html").write_text("no front end")
-        shutil.copy(ROOT / "adcvsr_core" / "samples" / "demo.mp4", base / "input")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.address = f"http://127.0.0.1:{port}"
-        options = ["--cpu", "--listen", "127.0.0.1", "--port", str(port), "--base-directory", str(base)]
-        options += ["--front-end-root", str(base / "page"), "--disable-auto-launch", "--verbose", "INFO"]
-        self.log = open(base / "log.txt", "w", encoding="utf-8")  # noqa: SIM115
-        self.process = subprocess.Popen(
-            [python, "main.py", *options], cwd=folder, stdout=self.log, stderr=subprocess.STDOUT
-        )
-
-    def get(self, path, body=None):
-        """Return what an address answers, as text; with a body, which is sent as JSON."""
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.read().decode("utf-8")
-
-    def wait(self):
-        for _ in range(240):
-            assert self.process.poll() is None, self.said()
-            try:
-                return self.get("/system_stats")
-            except OSError:
-                time.sleep(0.5)
-        raise AssertionError(self.said())
-
-    def said(self):
-        return (self.base / "log.txt").read_text("utf-8", errors="replace")
-
-    def finished(self, prompt_id, seconds=240):
-        for _ in range(4 * seconds):
-            history = json.loads(self.get(f"/history/{prompt_id}"))
-            if prompt_id in history:
-                return history[prompt_id]
-            time.sleep(0.25)
-        raise AssertionError(self.said()[-3000:])
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +25,7 @@ def server(tmp_path_factory):
         running.wait()
         yield running
     finally:
-        running.process.terminate()
-        running.process.wait(30)
-        running.log.close()
+        running.stop()
 
 
 def graph(scale: float, **changed) -> dict:
@@ -120,6 +67,24 @@ def test_a_clip_runs_from_file_to_file(server):
     done = server.finished(answer["prompt_id"])
     assert done["status"]["status_str"] == "success", done["status"]
     assert list((server.base / "output").glob("adcvsr*.mp4"))
+
+
+def test_progress_and_previews_come_over_the_websocket(server, tmp_path):
+    """The first preview within 5 s of pressing Run, for the bundled sample on a CPU."""
+    sent, answer = tmp_path / "graph.json", tmp_path / "answer.json"
+    sent.write_text(json.dumps(graph(2.0, crf=20, chunk=0)))  # not the graph of another test, which would be cached
+    script = Path(__file__).with_name("comfy_socket.py")
+    done = subprocess.run([comfyui()[1], script, server.address, sent, answer], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    heard = json.loads(answer.read_text())
+    kinds = [kind for _, kind, _ in heard["messages"]]
+    assert kinds[-1] == "execution_success", heard["messages"][-1]
+    steps = [data for _, kind, data in heard["messages"] if kind == "progress" and data["node"] == "3"]
+    values = [step["value"] for step in steps]
+    assert values == sorted(values) and values[-1] == 56 and {step["max"] for step in steps} == {56}, values
+    assert len(values) > 5 and len(heard["previews"]) > 2
+    seconds, size = heard["previews"][0]
+    assert seconds < 5 and size > 1000, heard["previews"][0]
 
 
 def test_bad_settings_are_refused_with_our_words(server):
