@@ -22,9 +22,10 @@ from .compare import sheet, wipe
 from .config import COLORS, PRESETS, StudentConfig, UpscaleConfig
 from .convert import convert_adcsr, student_from_sd, with_temporal
 from .cost import count_flops, count_parameters, state_bytes
-from .engine import RunPlan, plan_run, upscale
+from .engine import plan_run, upscale
 from .errors import AdcvsrError, Cancelled, ConfigError
 from .memory import keep_freed_memory
+from .needs import describe_plan
 from .student import Student
 from .video import CODECS, VideoWriter, read_video, save_png
 
@@ -146,7 +147,7 @@ def run_upscale(options: argparse.Namespace) -> None:
             crf=options.crf,
             overwrite=options.overwrite,
         ) as writer:
-            _say_plan(options, student, plan)
+            console.print(f"model {options.model}, {describe_plan(plan, student)}")
             with _progress(reader.num_frames, "upscaling") as on_progress, _keeping(writer):
                 for frames in upscale(reader, student, config, on_progress):
                     writer.write(frames, reader.take_pts(len(frames)))
@@ -251,13 +252,6 @@ def _progress(total: int | None, text: str) -> Iterator:
 
         yield on_progress
         bar.update(task, total=bar.tasks[task].completed)
-
-
-def _say_plan(options: argparse.Namespace, student: Student, plan: RunPlan) -> None:
-    dtype = next(name for name, value in DTYPES.items() if value is student.dtype)
-    tiles = "" if len(plan.grid.tiles) == 1 else f", {len(plan.grid.tiles)} tiles"
-    sizes = " -> ".join(f"{width}x{height}" for height, width in dict.fromkeys((plan.source, plan.work, plan.target)))
-    console.print(f"model {options.model}, {dtype} on {student.device}, {sizes}, {plan.chunk} frames per step{tiles}")
 
 
 def _describe_model(subject: str) -> Table:

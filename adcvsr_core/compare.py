@@ -44,13 +44,6 @@ def difference(a: Tensor, b: Tensor, gain: float = 4.0) -> Tensor:
     return ((_paired(a, b) - b).abs() * gain).clamp(0, 1)
 
 
-def time_slice(frames: Tensor, row: int) -> Tensor:
-    """Stack one row of every frame, oldest on top: [T,W,3]. Flicker shows as horizontal noise."""
-    if not 0 <= row < frames.shape[1]:
-        raise InputError(f"row {row} is outside a picture of {frames.shape[1]} rows")
-    return frames[:, row]
-
-
 def sheet(pairs: list[tuple[Tensor, Tensor]], labels: tuple[str, str]) -> Tensor:
     """Compose a before/after sheet.
 

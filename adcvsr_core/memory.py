@@ -1,7 +1,8 @@
 """How much memory a step needs and how much is there, in bytes.
 
-Estimates come from the config alone: the widest picture of the decoder sets a step's peak. Measured against the
-full-size network at 128x128 LR in bf16: 192 MiB a frame. Knows nothing about tiles, streams or frames.
+Estimates come from the config alone: the widest picture of the decoder sets a step's peak. For the full-size network
+at 128x128 LR in bf16 that is 192 MiB a frame; modelled, not measured on a GPU. Knows nothing about tiles, streams or
+frames.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ _ALIVE = 3
 # Share of the free memory that a step may plan with; the rest is for weights' workspace and other programs.
 _SHARE = 0.6
 # Beyond this many frames a step gains no speed and the first picture comes later. A CPU gains nothing from the start.
-_MAX_CHUNK, _MAX_CHUNK_CPU = 8, 4
+MAX_CHUNK, _MAX_CHUNK_CPU = 8, 4
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
 
 
@@ -52,7 +53,7 @@ def choose_chunk(
 ) -> int:
     """Return the frames per step that fit, at least 1."""
     fitting = int(available * _SHARE) // bytes_per_frame(config, height, width, dtype)
-    most = _MAX_CHUNK_CPU if device.type == "cpu" else _MAX_CHUNK
+    most = _MAX_CHUNK_CPU if device.type == "cpu" else MAX_CHUNK
     return max(1, min(most, fitting))
 
 
@@ -86,9 +87,8 @@ def release_cached(device: torch.device) -> None:
 def keep_freed_memory() -> None:
     """Let this process keep freed memory for its next step instead of handing it back (Linux with glibc only).
 
-    A step on a CPU frees and takes the same large blocks again and again; fetched from the system each time they
-    cost a third of a small network's time (measured: 1.12 s of CPU time a frame against .77 at 320x192). The peak is
-    the same. For programs of our own: it changes the whole process.
+    A step on a CPU frees and takes the same large blocks again and again; fetched from the system each time, they
+    cost a good part of a small network's time. For programs of our own: it changes the whole process.
     """
     if sys.platform.startswith("linux"):
         with contextlib.suppress(OSError, AttributeError):

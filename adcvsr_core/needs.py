@@ -9,11 +9,10 @@ from .config import UpscaleConfig
 from .cost import state_bytes
 from .engine import RunPlan, plan_run
 from .errors import InputError
-from .memory import available_bytes, bytes_per_frame
+from .memory import MAX_CHUNK, available_bytes, bytes_per_frame
 from .student import Student
 
 _GIB = 2**30
-_USUAL_CHUNK = 8
 
 
 def step_bytes(height: int, width: int, student: Student, config: UpscaleConfig) -> int:
@@ -27,7 +26,7 @@ def step_bytes(height: int, width: int, student: Student, config: UpscaleConfig)
     plan = plan_run(height, width, student, config)
     frame = bytes_per_frame(student.config, *plan.grid.tile_size, student.dtype)
     state = state_bytes(student.config, *plan.grid.tile_size, student.dtype) if config.temporal_strength else 0
-    return frame * (config.chunk or _USUAL_CHUNK) + state * len(plan.grid.tiles)
+    return frame * (config.chunk or MAX_CHUNK) + state * len(plan.grid.tiles)
 
 
 def require_ram(num_frames: int, height: int, width: int, channels: int, itemsize: int, advice: str) -> None:

@@ -39,7 +39,7 @@ class Student(nn.Module):
         self.decoder = Decoder(config)
         if config.norm == "none":
             self._start_quiet()
-        # 1.5-2.2 times faster for small nets on a CPU, and what GPU convolutions want.
+        # Faster for small nets on a CPU, and what GPU convolutions want.
         self.to(memory_format=torch.channels_last)
 
     @torch.no_grad()
@@ -102,7 +102,7 @@ class Student(nn.Module):
                 f'temporal placement "{self.config.temporal}" puts time inside the finest level, so its skips '
                 "cannot be recomputed from the input; use StreamState(recompute_skips=False)"
             )
-        # A CPU decodes frame by frame: its caches gain more than batching does (1.5 times, measured at 128x128).
+        # A CPU decodes frame by frame: its caches gain more than batching does.
         decode_batch = 1 if lr.device.type == "cpu" else max(1, num_frames, stream.largest_push)
         sr = self._run(lr, push, decode_batch)
         push.commit(sr)

@@ -69,7 +69,7 @@ def test_upscale_keeps_every_frame_and_the_sound(tmp_path, small, model):
     result = command("upscale", small, out, "--model", model)
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == str(out)
-    assert "fp32 on cpu, 80x46 -> 320x184, 4 frames per step" in result.stderr and "56 frames" in result.stderr
+    assert "80x46 -> 320x184, 4 frames per step, float32 on cpu" in result.stderr and "56 frames" in result.stderr
     assert read(out).shape == (56, 184, 320, 3)
     assert packets(out, "audio") == packets(small, "audio") != []
     assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]

@@ -7,7 +7,7 @@ from hypothesis import given
 
 from adcvsr_core import memory
 from adcvsr_core.color import blur, match_color, resize, scale_detail
-from adcvsr_core.compare import difference, sheet, side_by_side, time_slice, wipe
+from adcvsr_core.compare import difference, sheet, side_by_side, wipe
 from adcvsr_core.config import PRESETS
 from adcvsr_core.errors import InputError
 from adcvsr_core.shots import find_cuts
@@ -123,9 +123,6 @@ def test_comparisons_have_the_size_of_b():
     assert wipe(a, b, 0.5).shape == difference(a, b).shape == b.shape
     assert torch.equal(wipe(a, b, 0.5)[:, :, 30:], b[:, :, 30:])
     assert difference(b, b).max() == 0
-    assert torch.equal(time_slice(b, 7), b[:, 7])
-    with pytest.raises(InputError, match="row 40"):
-        time_slice(b, 40)
     with pytest.raises(InputError, match="A has 2 frames and B has 3"):
         wipe(a[:2], b, 0.5)
 
