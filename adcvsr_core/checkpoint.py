@@ -1,4 +1,4 @@
-"""Our own checkpoint: one safetensors file with the StudentConfig in its metadata.
+"""Our own checkpoint: one safetensors file with the StudentConfig in its metadata, and what all our files share.
 
 Nothing in a file is ever executed, nothing is silently dropped or left at its random start: a key too many or
 too few, a wrong shape or a weight that is not finite is refused by name. Knows the layouts of other programs
@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import os
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -24,7 +24,8 @@ from .student import Student
 WEIGHTS = Path(__file__).resolve().parent / "weights"
 CONVERT_HINT = "python -m adcvsr_core convert --adcsr net_params_200.pkl halfDecoder.ckpt --out model.safetensors"
 
-_CONFIG, _FORMAT = "adcvsr_config", "adcvsr_format"
+CONFIG, LORA = "adcvsr_config", "adcvsr_lora"  # keys of the metadata; a file with LORA is a LoRA, see lora.py
+_RESERVED, _FORMAT = "adcvsr_", "adcvsr_format"
 _VERSION = "1"
 _PICKLE_SUFFIXES = (".pkl", ".ckpt", ".pt", ".pth", ".bin")
 _BYTES_SCANNED = 1 << 22  # enough for the names in a checkpoint's pickle, and a bound for a hostile one
@@ -46,16 +47,8 @@ def save_student(
         ConfigError: metadata that is not text, or uses a reserved key.
         OutputError: the file cannot be written.
     """
-    path = Path(path)
-    metadata = dict(metadata or {})
-    if {_CONFIG, _FORMAT} & set(metadata) or not all(isinstance(t, str) for kv in metadata.items() for t in kv):
-        raise ConfigError(f"metadata must map text to text and must not use the keys {_CONFIG} and {_FORMAT}")
-    tensors = {}
-    for key, tensor in student.state_dict().items():
-        tensors[key] = tensor.detach().to("cpu", dtype).contiguous()
-        require_finite(key, tensors[key], f"not saving {path.name}")
-    metadata |= {_CONFIG: student.config.to_json(), _FORMAT: _VERSION}
-    _write(path, tensors, metadata)
+    own = {CONFIG: student.config.to_json(), _FORMAT: _VERSION}
+    write_weights(path, student.state_dict(), dtype, own, metadata)
 
 
 def load_student(
@@ -78,29 +71,21 @@ def load_student(
     if not dtype.is_floating_point:
         raise ConfigError(f"a student computes in a floating type, not in {dtype}")
     path = find_weights(name_or_path)
-    with _open(path) as file:
+    with open_weights(path) as file:
         config = _config_of(path, file.metadata())
         if 4 * max(config.layers, config.decoder_layers) > len(file.keys()):  # before building something absurd
             raise CheckpointError(f"{path}: {len(file.keys())} tensors are too few for {config.layers} layers a level")
         student = build_empty(config, str(path))
         shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
         check_shapes(shapes, student, str(path))
-        weights = {}
-        for key in shapes:
-            tensor = file.get_tensor(key)
-            if not tensor.is_floating_point():
-                raise CheckpointError(f"{path}: {key} holds {tensor.dtype}; expected floating-point weights")
-            layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
-            # A copy, for what safetensors gives is a window into the file.
-            weights[key] = tensor.to(device=device, dtype=dtype, memory_format=layout, copy=True)
-            require_finite(key, weights[key], str(path))
+        weights = read_weights(file, str(path), dtype, device)
     return fill(student, weights)
 
 
 def read_metadata(name_or_path: str | Path) -> dict[str, str]:
     """Return the texts stored beside the weights of one of our checkpoints, without reading the weights."""
     path = find_weights(name_or_path)
-    with _open(path) as file:
+    with open_weights(path) as file:
         metadata = file.metadata()
     _config_of(path, metadata)
     return metadata
@@ -109,7 +94,7 @@ def read_metadata(name_or_path: str | Path) -> dict[str, str]:
 def read_config(name_or_path: str | Path) -> StudentConfig:
     """Return the configuration of one of our checkpoints, without reading the weights."""
     path = find_weights(name_or_path)
-    with _open(path) as file:
+    with open_weights(path) as file:
         return _config_of(path, file.metadata())
 
 
@@ -140,9 +125,9 @@ def detect_layout(path: str | Path) -> str:
     """Say what a weights file or folder looks like, reading little and executing nothing.
 
     Returns:
-        "student" (ours), "adcsr_net" (net_params_*.pkl), "adcsr_decoder" (halfDecoder.ckpt), "diffusers" (a
-        Stable Diffusion folder), "safetensors" (another program's), "torch" (another PyTorch archive),
-        "pickle" (a PyTorch file from before 1.6, or any pickle) or "unknown".
+        "student" (ours), "lora" (ours, to be put on a student), "adcsr_net" (net_params_*.pkl), "adcsr_decoder"
+        (halfDecoder.ckpt), "diffusers" (a Stable Diffusion folder), "safetensors" (another program's), "torch" (another
+        PyTorch archive), "pickle" (a PyTorch file from before 1.6, or any pickle) or "unknown".
 
     Raises:
         CheckpointError: there is nothing at this path, or it cannot be read.
@@ -161,7 +146,8 @@ def detect_layout(path: str | Path) -> str:
         return "pickle"
     try:
         with safe_open(str(path), "pt") as file:
-            return "student" if _CONFIG in (file.metadata() or {}) else "safetensors"
+            metadata = file.metadata() or {}
+            return "lora" if LORA in metadata else "student" if CONFIG in metadata else "safetensors"
     except (SafetensorError, OSError, ValueError):
         return "unknown"
 
@@ -217,25 +203,103 @@ def require_finite(key: str, tensor: Tensor, source: str) -> None:
         raise CheckpointError(f"{source}: {key} holds NaN or infinity in {str(tensor.dtype).removeprefix('torch.')}")
 
 
+@contextlib.contextmanager
+def open_weights(path: Path) -> Iterator[safe_open]:
+    """Open a safetensors file; what is wrong with it, or with reading it, becomes a CheckpointError."""
+    layout = detect_layout(path)
+    if layout in ("adcsr_net", "adcsr_decoder"):
+        raise CheckpointError(f"{path} is one of the two official AdcSR files; convert the pair once: {CONVERT_HINT}")
+    if layout in ("torch", "pickle") or path.suffix in _PICKLE_SUFFIXES:
+        raise CheckpointError(f"{path} is a PyTorch pickle, which is not read; if it is AdcSR's: {CONVERT_HINT}")
+    try:
+        with safe_open(str(path), "pt") as file:
+            yield file
+    except (SafetensorError, OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} is damaged or no safetensors file: {_line(error)}") from error
+
+
+def read_weights(file: safe_open, source: str, dtype: torch.dtype, device: torch.device | str) -> dict[str, Tensor]:
+    """Read all tensors of an open file into memory of their own.
+
+    Raises:
+        CheckpointError: one is not of a floating type, or holds NaN or infinity in `dtype`; it is named.
+    """
+    weights = {}
+    for key in file.keys():  # noqa: SIM118
+        tensor = file.get_tensor(key)
+        if not tensor.is_floating_point():
+            raise CheckpointError(f"{source}: {key} holds {tensor.dtype}; expected floating-point weights")
+        layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
+        # A copy, for what safetensors gives is a window into the file.
+        weights[key] = tensor.to(device=device, dtype=dtype, memory_format=layout, copy=True)
+        require_finite(key, weights[key], source)
+    return weights
+
+
+def write_weights(
+    path: str | Path,
+    weights: Mapping[str, Tensor],
+    dtype: torch.dtype | None,
+    own: dict[str, str],
+    metadata: dict[str, str] | None,
+) -> None:
+    """Write tensors and texts to one safetensors file, whole or not at all.
+
+    Args:
+        path: the file, replaced if it is there.
+        weights: the tensors.
+        dtype: floating type to store them in, None = as they are.
+        own: the texts that make up the format; their keys begin with "adcvsr_".
+        metadata: the user's texts.
+
+    Raises:
+        CheckpointError: a weight is NaN or infinite, or becomes so in `dtype`.
+        ConfigError: metadata that is not text, or uses a reserved key.
+        OutputError: the file cannot be written.
+    """
+    path, metadata = Path(path), metadata or {}
+    if any(not isinstance(k, str) or not isinstance(v, str) or k.startswith(_RESERVED) for k, v in metadata.items()):
+        raise ConfigError(f"metadata must map text to text, and keys that begin with {_RESERVED} are reserved")
+    tensors = {}
+    for key, tensor in weights.items():
+        tensors[key] = tensor.detach().to("cpu", dtype).contiguous()
+        require_finite(key, tensors[key], f"not saving {path.name}")
+    _write(path, tensors, metadata | own)
+
+
+def parse_config(text: str, source: str) -> StudentConfig:
+    """Return the configuration that a file's metadata holds.
+
+    Raises:
+        CheckpointError: it is none, or a field has a wrong type.
+    """
+    try:
+        config = StudentConfig.from_json(text)
+    except (ConfigError, RecursionError, ValueError) as error:
+        raise CheckpointError(f"{source}: bad configuration: {_line(error)}") from error
+    for field in dataclasses.fields(config):
+        value, allowed = getattr(config, field.name), {type(field.default)}
+        allowed |= {int} if float in allowed else set()
+        if type(value) not in allowed:
+            raise CheckpointError(f"{source}: bad configuration: {field.name} is {value!r}")
+    return config
+
+
 def _config_of(path: Path, metadata: dict[str, str] | None) -> StudentConfig:
-    if not metadata or _CONFIG not in metadata:
+    if metadata and LORA in metadata:
         raise CheckpointError(
-            f"{path} holds no {_CONFIG}, so it is another program's model; expected a file that adcvsr_core wrote"
+            f"{path} is a LoRA: it changes a model and is none. Give it beside its model: --lora {path.name} on the "
+            "command line, or the menu lora of AdcVSR Load Model"
+        )
+    if not metadata or CONFIG not in metadata:
+        raise CheckpointError(
+            f"{path} holds no {CONFIG}, so it is another program's model; expected a file that adcvsr_core wrote"
         )
     if metadata.get(_FORMAT) != _VERSION:
         raise CheckpointError(
             f"{path} has format {metadata.get(_FORMAT)!r} and this version reads {_VERSION!r}: update adcvsr_core"
         )
-    try:
-        config = StudentConfig.from_json(metadata[_CONFIG])
-    except (ConfigError, RecursionError, ValueError) as error:
-        raise CheckpointError(f"{path}: bad configuration: {_line(error)}") from error
-    for field in dataclasses.fields(config):
-        value, allowed = getattr(config, field.name), {type(field.default)}
-        allowed |= {int} if float in allowed else set()
-        if type(value) not in allowed:
-            raise CheckpointError(f"{path}: bad configuration: {field.name} is {value!r}")
-    return config
+    return parse_config(metadata[CONFIG], str(path))
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -254,20 +318,6 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _open(path: Path) -> Iterator[safe_open]:
-    layout = detect_layout(path)
-    if layout in ("adcsr_net", "adcsr_decoder"):
-        raise CheckpointError(f"{path} is one of the two official AdcSR files; convert the pair once: {CONVERT_HINT}")
-    if layout in ("torch", "pickle") or path.suffix in _PICKLE_SUFFIXES:
-        raise CheckpointError(f"{path} is a PyTorch pickle, which is not read; if it is AdcSR's: {CONVERT_HINT}")
-    try:
-        with safe_open(str(path), "pt") as file:
-            yield file
-    except (SafetensorError, OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is damaged or no safetensors file: {_line(error)}") from error
 
 
 def _torch_layout(path: Path) -> str:

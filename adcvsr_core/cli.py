@@ -17,13 +17,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .checkpoint import CONVERT_HINT, detect_layout, load_student, read_config, save_student
+from .checkpoint import CONVERT_HINT, detect_layout, read_config, save_student
 from .compare import sheet, wipe
 from .config import COLORS, PRESETS, StudentConfig, UpscaleConfig
 from .convert import convert_adcsr, student_from_sd, with_temporal
 from .cost import count_flops, count_parameters, state_bytes
 from .engine import plan_run, upscale
 from .errors import AdcvsrError, Cancelled, ConfigError
+from .lora import is_lora, load_with_lora, read_lora
 from .memory import keep_freed_memory
 from .needs import describe_plan
 from .student import Student
@@ -81,6 +82,12 @@ def _add_upscale(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("input", help="a video, a picture, or a folder of pictures")
     parser.add_argument("output", help="a video, a picture, a folder ending in /, or a pattern such as out_%%05d.png")
     parser.add_argument("--model", default="default", help="a bundled model's name or a safetensors file")
+    parser.add_argument(
+        "--lora",
+        type=_lora,
+        metavar="FILE[:STRENGTH]",
+        help="a LoRA that was trained on this model, and how strongly it counts: -2 to 2, 0 = not at all (default 1)",
+    )
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--scale", type=float, default=default.scale, help="output over input size (default 4)")
     size.add_argument("--height", type=int, default=0, help="output height in pixels, instead of --scale")
@@ -136,7 +143,7 @@ def run_upscale(options: argparse.Namespace) -> None:
     if device.type == "cpu":
         keep_freed_memory()
     with contextlib.closing(read_video(options.input, start=options.start, end=options.end)) as reader:
-        student = load_student(options.model, dtype=_choose_dtype(options.dtype, device), device=device)
+        student = _load(options, device)
         plan = plan_run(reader.info.height, reader.info.width, student, config)
         with VideoWriter(
             options.output,
@@ -147,7 +154,8 @@ def run_upscale(options: argparse.Namespace) -> None:
             crf=options.crf,
             overwrite=options.overwrite,
         ) as writer:
-            console.print(f"model {options.model}, {describe_plan(plan, student)}")
+            lora = f" with {options.lora[0]} at {options.lora[1]:g}" if options.lora else ""
+            console.print(f"model {options.model}{lora}, {describe_plan(plan, student)}")
             with _progress(reader.num_frames, "upscaling") as on_progress, _keeping(writer):
                 for frames in upscale(reader, student, config, on_progress):
                     writer.write(frames, reader.take_pts(len(frames)))
@@ -155,6 +163,14 @@ def run_upscale(options: argparse.Namespace) -> None:
             warnings.warn(line, stacklevel=1)
     console.print(f"{writer.num_frames} frames, peak memory {_peak_memory()}")
     print(options.output)
+
+
+def _load(options: argparse.Namespace, device: torch.device) -> Student:
+    dtype = _choose_dtype(options.dtype, device)
+    student, warning = load_with_lora(options.model, *(options.lora or ()), dtype=dtype, device=device)
+    if warning:
+        warnings.warn(warning, stacklevel=1)
+    return student
 
 
 def run_info(options: argparse.Namespace) -> None:
@@ -260,12 +276,15 @@ def _describe_model(subject: str) -> Table:
         table.add_row("layout", detect_layout(subject))
         table.add_row("to use it", CONVERT_HINT)
         return table
+    if is_lora(subject):
+        return _describe_lora(subject)
     config = _config(subject)
     total, temporal = count_parameters(config)
     with torch.device("meta"):
         lookahead = Student(config).lookahead
+    memory = "; recurrent: it remembers every frame before" if config.recurrent else ""
     table.add_row("parameters", f"{total:,} ({temporal:,} temporal), {2 * total / 1e6:.1f} MB in fp16")
-    table.add_row("look-ahead", f"{lookahead} frames")
+    table.add_row("look-ahead", f"{lookahead} frames{memory}")
     for size in (64, 128, 256, 512):
         flops = count_flops(config, size, size)
         state = state_bytes(config, size, size, torch.float16)
@@ -274,6 +293,19 @@ def _describe_model(subject: str) -> Table:
             f"{flops / 1e9:,.1f} GFLOP a frame, {state / 2**20:,.1f} MiB of temporal state in fp16",
         )
     table.add_row("config", config.to_json())
+    return table
+
+
+def _describe_lora(path: str) -> Table:
+    lora, table = read_lora(path), Table(show_header=False, box=None)
+    table.add_row("layout", f"LoRA of rank {lora.rank}, alpha {lora.alpha:g}")
+    num_whole, total = len(lora.tensors) - 2 * lora.num_layers, sum(each.numel() for each in lora.tensors.values())
+    table.add_row("changes", f"{lora.num_layers} layers and {num_whole} whole parameters, by {total:,} numbers")
+    table.add_row("made for", f"weights with fingerprint {lora.base}")
+    for key, text in lora.metadata.items():
+        table.add_row(key, text)
+    table.add_row("to use it", f"--lora {path}:1, beside the --model that it was made for")
+    table.add_row("config", lora.config.to_json())
     return table
 
 
@@ -327,6 +359,14 @@ def _seconds(text: str) -> Fraction:
         return seconds
     except (ValueError, ZeroDivisionError):
         raise argparse.ArgumentTypeError(f"{text!r} is no time; use seconds (12.5) or h:m:s (0:01:30)") from None
+
+
+def _lora(text: str) -> tuple[str, float]:
+    path, _, strength = text.rpartition(":")
+    try:
+        return (path, float(strength)) if path else (text, 1.0)
+    except ValueError:  # a name with a colon in it, such as C:\\lora.safetensors
+        return text, 1.0
 
 
 def _peak_memory() -> str:

@@ -40,6 +40,7 @@ class StudentConfig:
             transformer; "none": the 2D network (AdcSR).
         temporal_kernel: odd kernel size of each temporal convolution, in frames.
         temporal_hidden: width between a block's two convolutions, as a multiple of its channels.
+        recurrent: whether the network also sees its own output for the frame before; only with `temporal` "none".
         norm: "group" as in Stable Diffusion, or "none" (small nets learn faster without).
         norm_groups: most groups a GroupNorm may have.
         residual: "bicubic" adds the network's output to the bicubic upscale; "none" does not.
@@ -57,6 +58,7 @@ class StudentConfig:
     temporal: str = "blocks"
     temporal_kernel: int = 3
     temporal_hidden: float = 1.0
+    recurrent: bool = False
     norm: str = "group"
     norm_groups: int = 32
     residual: str = "none"
@@ -91,6 +93,11 @@ class StudentConfig:
             f"temporal_kernel {self.temporal_kernel} has no centre frame; use an odd number such as 3",
         )
         _require(self.temporal_hidden > 0, "temporal_hidden must be above 0")
+        _require(
+            not self.recurrent or self.temporal == "none",
+            f'recurrent does not go with temporal "{self.temporal}": a recurrent network needs a finished frame before '
+            'it begins the next, and temporal blocks finish none before later ones are there; use temporal "none"',
+        )
         _require(self.norm_groups >= 1, "norm_groups must be >= 1")
 
     def to_json(self) -> str:
@@ -121,6 +128,7 @@ _TINY = dict(
 PRESETS: dict[str, StudentConfig] = {
     "adcsr": StudentConfig(temporal="none"),
     "adcvsr": StudentConfig(),
+    "recurrent": StudentConfig(temporal="none", recurrent=True),
     "default": StudentConfig(
         channels=(32, 48, 64, 64), mid_heads=4, decoder_channels=(12, 24, 32, 48), decoder_layers=0, **_TINY
     ),

@@ -23,8 +23,9 @@ from .errors import CheckpointError, ConfigError
 from .pickles import TorchArchive
 from .streaming import TemporalBlock
 from .student import Student
+from .unet import TemporalInput
 
-__all__ = ["convert_adcsr", "detect_layout", "key_table", "student_from_sd", "with_temporal"]
+__all__ = ["convert_adcsr", "detect_layout", "key_table", "student_from_sd", "with_recurrence", "with_temporal"]
 
 # Our module names -> diffusers' names; the first rule that matches a key's beginning counts, and {q,k,v} stands
 # for three tensors, one above the other in our fused one.
@@ -115,7 +116,7 @@ def key_table(config: StudentConfig) -> dict[str, tuple[str, ...]]:
     Returns:
         our key -> "unet." or "decoder." and diffusers' key; three of them are stacked (q, k, v) in our one.
     """
-    student = build_empty(dataclasses.replace(config, temporal="none"), "key_table")
+    student = build_empty(_flat(config), "key_table")
     return {key: _diffusers_names(key) for key in student.state_dict()}
 
 
@@ -130,7 +131,7 @@ def convert_adcsr(
         config: the network's shape.
 
     Returns:
-        the 2D student, float32, ready for inference; `with_temporal` makes it a video student.
+        the 2D student, float32, ready for inference; `with_temporal` or `with_recurrence` makes it a video student.
 
     Raises:
         CheckpointError: a file is not what it should be; it names the key.
@@ -142,7 +143,7 @@ def convert_adcsr(
         for key, tensor in half.state_dict(containing="decoder").items():
             if not key.startswith(_HALF_DECODER_UNUSED):
                 theirs[key] = tensor
-        student = build_empty(dataclasses.replace(config, temporal="none"), source)
+        student = build_empty(_flat(config), source)
         return fill(student, dict(_joined(student, theirs, source)))
 
 
@@ -156,8 +157,7 @@ def with_temporal(student: Student, placement: str = "blocks") -> Student:
     Returns:
         a student of the same output, in eval mode and without gradients.
     """
-    if student.config.temporal != "none":
-        raise ConfigError(f'this student already has temporal blocks (placement "{student.config.temporal}")')
+    _require_flat(student)
     config = dataclasses.replace(student.config, temporal=placement)
     weights = dict(student.state_dict())
     result = build_empty(config, "with_temporal")
@@ -167,6 +167,22 @@ def with_temporal(student: Student, placement: str = "blocks") -> Student:
             fresh = TemporalBlock(channels, hidden, kernel, module.name).to(student.device, student.dtype)
             weights |= {f"{name}.{key}": tensor for key, tensor in fresh.state_dict().items()}
     return fill(result, weights)
+
+
+def with_recurrence(student: Student) -> Student:
+    """Let a 2D student see its own output for the frame before, of which it makes nothing yet.
+
+    Args:
+        student: a student without temporal blocks; its weights are shared, not copied.
+
+    Returns:
+        a student of the same output, in eval mode and without gradients.
+    """
+    _require_flat(student)
+    config = dataclasses.replace(student.config, recurrent=True)
+    fresh = TemporalInput(config.channels[0]).to(student.device, student.dtype)
+    weights = dict(student.state_dict()) | {"unet.temporal_in.weight": fresh.weight.detach()}
+    return fill(build_empty(config, "with_recurrence"), weights)
 
 
 def student_from_sd(root: str | Path, config: StudentConfig = PRESETS["adcvsr"]) -> Student:
@@ -179,7 +195,7 @@ def student_from_sd(root: str | Path, config: StudentConfig = PRESETS["adcvsr"])
 
     Args:
         root: the folder that holds unet/ and vae/.
-        config: the student, at most as wide as Stable Diffusion; its temporal blocks start as identities.
+        config: the student, at most as wide as Stable Diffusion; what it has for time does nothing at first.
 
     Returns:
         the student, float32, in eval mode and without gradients.
@@ -191,7 +207,7 @@ def student_from_sd(root: str | Path, config: StudentConfig = PRESETS["adcvsr"])
     if config.norm != "group":
         raise ConfigError(f'Stable Diffusion needs norm "group"; this student has norm "{config.norm}"')
     root = Path(root)
-    flat = dataclasses.replace(config, temporal="none")
+    flat = _flat(config)
     with _open_sd(root, "unet") as unet, _open_sd(root, "vae") as vae:
         theirs = {f"unet.{key}": tensor for key, tensor in unet.items()}
         for key, tensor in vae.items():
@@ -205,7 +221,20 @@ def student_from_sd(root: str | Path, config: StudentConfig = PRESETS["adcvsr"])
         for key, tensor in tensors:
             weights[key] = _prune(key, tensor, shapes[key], flat, full)
     fill(student, weights)
+    if config.recurrent:
+        return with_recurrence(student)
     return student if config.temporal == "none" else with_temporal(student, config.temporal)
+
+
+def _flat(config: StudentConfig) -> StudentConfig:
+    return dataclasses.replace(config, temporal="none", recurrent=False)
+
+
+def _require_flat(student: Student) -> None:
+    if student.config.recurrent:
+        raise ConfigError("this student is recurrent already")
+    if student.config.temporal != "none":
+        raise ConfigError(f'this student already has temporal blocks (placement "{student.config.temporal}")')
 
 
 def _diffusers_names(key: str) -> tuple[str, ...]:

@@ -7,15 +7,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from .config import StudentConfig
-from .streaming import StreamState, TemporalBlock
+from .streaming import StreamState
 from .student import Student
 
 
 def count_parameters(config: StudentConfig) -> tuple[int, int]:
-    """Return the number of all parameters and of those in temporal blocks."""
+    """Return the number of all parameters and of those through which a frame sees others."""
     student = _meta_student(config)
-    temporal = sum(p.numel() for m in student.modules() if isinstance(m, TemporalBlock) for p in m.parameters())
-    return sum(p.numel() for p in student.parameters()), temporal
+    sizes = {name: parameter.numel() for name, parameter in student.named_parameters()}
+    return sum(sizes.values()), sum(sizes[name] for name in student.temporal_names())
 
 
 def count_flops(config: StudentConfig, height: int, width: int, temporal_strength: float = 1.0) -> int:

@@ -26,7 +26,8 @@ def step_bytes(height: int, width: int, student: Student, config: UpscaleConfig)
     plan = plan_run(height, width, student, config)
     frame = bytes_per_frame(student.config, *plan.grid.tile_size, student.dtype)
     state = state_bytes(student.config, *plan.grid.tile_size, student.dtype) if config.temporal_strength else 0
-    return frame * (config.chunk or MAX_CHUNK) + state * len(plan.grid.tiles)
+    in_turn = student.config.recurrent and config.temporal_strength
+    return frame * (1 if in_turn else config.chunk or MAX_CHUNK) + state * len(plan.grid.tiles)
 
 
 def require_ram(num_frames: int, height: int, width: int, channels: int, itemsize: int, advice: str) -> None:

@@ -3,7 +3,8 @@
 A clip may be pushed through the network in pieces of any size and gives the frames that one pass over
 the whole clip gives. Every temporal module pads its own two edges once, emits only frames whose window
 is complete (possibly none), and keeps what later windows need in its named slot of the `StreamState`.
-Whatever bypasses a temporal module waits in a queue and leaves with the frames it belongs to.
+Whatever bypasses a temporal module waits in a queue and leaves with the frames it belongs to. What a recurrent
+network carries from frame to frame is kept in a slot too, so that a failed push does not advance it.
 
     push 0..7            push 8..15               push 16, last
     x  0 1 2 ... 7       x  8 ... 15              x  16 [0]
@@ -172,6 +173,16 @@ class Push:
             missing -= taken[-1].shape[1]
         self._slots[name] = Slot(tuple(pieces))
         return cat_frames(_onto(taken, like))
+
+    def keep(self, name: str, frames: Tensor) -> None:
+        """Put frames [B,T,C,H,W] into a slot, in place of what it held."""
+        self.watch(frames)
+        self._slots[name] = Slot((frames,))
+
+    def recall(self, name: str, like: Tensor) -> Tensor | None:
+        """Return the frames that `keep` put into a slot, onto the device of `like`, or None when it never did."""
+        pieces = _onto(self._slots.get(name, Slot()).pieces, like)
+        return pieces[0] if pieces else None
 
     def commit(self, output: Tensor) -> None:
         """Make the new state the stream's state.

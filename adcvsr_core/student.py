@@ -1,7 +1,8 @@
 """The student: LR frames in, frames of four times the size out, as one pass or as a stream.
 
 `student(lr)` is `student(lr, StreamState(), last=True)`: one code path. Knows nothing about files, tiles,
-colour or sizes that do not fit; the engine does. Source: AdcVSR (arXiv 2603.00458).
+colour or sizes that do not fit; the engine does. Sources: AdcVSR (arXiv 2603.00458); the recurrent kind is our reading
+of InstaVSR's abstract (arXiv 2603.26134).
 """
 
 import torch
@@ -14,7 +15,9 @@ from .decoder import Decoder
 from .errors import ConfigError, InputError
 from .layers import ResBlock
 from .streaming import Binding, Push, Stalled, StreamState, TemporalBlock
-from .unet import UNet
+from .unet import TemporalInput, UNet, cat_channels
+
+_BEFORE = "before"  # the slot of the frame that a recurrent student carries
 
 
 class Student(nn.Module):
@@ -27,6 +30,8 @@ class Student(nn.Module):
         scale: output pixels per input pixel along one edge (4).
         multiple_of: LR height and width must be multiples of this (16).
         lookahead: frames that must follow a frame before it can be emitted, when the temporal strength is above 0.
+        halo: frames on either side that a part of a clip needs to come out as in the whole clip, or None when no number
+            is enough: a recurrent student remembers all that came before.
     """
 
     scale = 4
@@ -50,7 +55,7 @@ class Student(nn.Module):
         blocks = [module for module in self.modules() if isinstance(module, ResBlock)]
         inside = {id(conv) for block in blocks for conv in (block.conv1, block.conv2)}
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and not isinstance(module, TemporalInput):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu" if id(module) in inside else "linear")
                 nn.init.zeros_(module.bias)
         for block in blocks:
@@ -60,6 +65,16 @@ class Student(nn.Module):
     @property
     def lookahead(self) -> int:
         return sum(module.lookahead for module in self.modules() if isinstance(module, TemporalBlock))
+
+    @property
+    def halo(self) -> int | None:
+        return None if self.config.recurrent else self.lookahead
+
+    def temporal_names(self) -> set[str]:
+        """Return the names of the parameters through which a frame sees others."""
+        kinds = (TemporalBlock, TemporalInput)
+        modules = [(name, module) for name, module in self.named_modules() if isinstance(module, kinds)]
+        return {f"{name}.{key}" for name, module in modules for key, _ in module.named_parameters()}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -79,8 +94,8 @@ class Student(nn.Module):
                 Its dtype is the output's; inside, the student's own is used.
             stream: the clip's state, changed only when the push succeeds; None = these frames are the whole clip.
             last: whether the clip ends with these frames.
-            temporal_strength: factor on the temporal branch in [0, 1], fixed per stream. 0 bypasses it: every frame
-                alone, no look-ahead.
+            temporal_strength: factor on the temporal branch in [0, 1], fixed per stream: on the temporal blocks, or on
+                what is carried from the frame before. 0 bypasses it: every frame alone, no look-ahead.
 
         Returns:
             [B,T',3,4H,4W] in about [-1, 1], not clamped. Over a stream the T' add up to the T. A frame comes out
@@ -109,22 +124,42 @@ class Student(nn.Module):
         return sr
 
     def _run(self, lr: Tensor, push: Push, decode_batch: int) -> Tensor:
-        nothing = lr.new_empty((lr.shape[0], 0, 3, self.scale * lr.shape[3], self.scale * lr.shape[4]))
         if lr.shape[1] == 0 and push.state.frames_in == push.state.frames_out:
-            return nothing
+            return self._empty(lr, 0)
+        if self.config.recurrent and push.strength > 0:
+            return self._run_in_turn(lr, push)
+        return self._run_together(lr, _unshuffle(lr.to(self.dtype), 2), push, decode_batch)
+
+    def _run_in_turn(self, lr: Tensor, push: Push) -> Tensor:
+        """Run frame after frame, showing each the output for the one before it."""
+        sr = self._empty(lr, lr.shape[1])
+        for index, frame in enumerate(lr.split(1, dim=1)):
+            x, before = _unshuffle(frame.to(self.dtype), 2), push.recall(_BEFORE, like=lr)
+            if before is not None:
+                x = cat_channels(x, push.strength * _unshuffle(before, 8))
+            current = self._run_together(frame, x, push, decode_batch=1)
+            push.keep(_BEFORE, current.to(self.dtype))
+            sr[:, index] = current[:, 0]
+        return sr
+
+    def _run_together(self, lr: Tensor, x: Tensor, push: Push, decode_batch: int) -> Tensor:
+        """Run frames, given as LR and as the UNet's input, as one batch."""
         if self.config.residual == "bicubic":
             push.store("lr", lr)
         try:
-            features = self.unet(_unshuffle(lr.to(self.dtype)), push)
+            features = self.unet(x, push)
         except Stalled:
-            return nothing
+            return self._empty(lr, 0)
         base = push.take("lr", features.shape[1], like=lr) if self.config.residual == "bicubic" else None
-        sr = lr.new_empty((lr.shape[0], features.shape[1], *nothing.shape[2:]))
+        sr = self._empty(lr, features.shape[1])
         # The end of a clip releases up to `lookahead` more frames than a step: decode them in steps.
         for start in range(0, features.shape[1], decode_batch):
             part = slice(start, start + decode_batch)
             sr[:, part] = self._decode(features[:, part], None if base is None else base[:, part])
         return sr
+
+    def _empty(self, lr: Tensor, num_frames: int) -> Tensor:
+        return lr.new_empty((lr.shape[0], num_frames, 3, self.scale * lr.shape[3], self.scale * lr.shape[4]))
 
     def _decode(self, features: Tensor, base: Tensor | None) -> Tensor:
         batch = features.shape[:2]
@@ -147,7 +182,7 @@ class Student(nn.Module):
             raise InputError("last=False needs a stream: pass the same StreamState() to every push of the clip")
 
 
-def _unshuffle(lr: Tensor) -> Tensor:
+def _unshuffle(frames: Tensor, factor: int) -> Tensor:
     # F.pixel_unshuffle returns an empty batch unchanged, and 0 frames are allowed here.
-    folded = rearrange(lr, "b t c (h i) (w j) -> (b t) (c i j) h w", i=2, j=2)
-    return folded.contiguous(memory_format=torch.channels_last).unflatten(0, lr.shape[:2])
+    folded = rearrange(frames, "b t c (h i) (w j) -> (b t) (c i j) h w", i=factor, j=factor)
+    return folded.contiguous(memory_format=torch.channels_last).unflatten(0, frames.shape[:2])

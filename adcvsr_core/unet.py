@@ -57,6 +57,20 @@ class Block(nn.Module):
         self.temporal = make_temporal(config, width, name, ("blocks",))
 
 
+class TemporalInput(nn.Conv2d):
+    """Take in the frame before, unshuffled to 192 channels.
+
+    Starts at zero and draws no random numbers, so a fresh recurrent network is its plain twin from the same seed. It
+    has no bias: the first frame of a stream, before which there is nothing but zeros, comes out as if alone.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__(192, channels, 3, padding=1, bias=False)
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+
+
 class UNet(nn.Module):
     """Map unshuffled LR frames to the decoder's features, [B,T,12,h,w] -> [B,T',decoder_channels[-1],h,w]."""
 
@@ -64,6 +78,7 @@ class UNet(nn.Module):
         super().__init__()
         channels, layers = config.channels, config.layers
         self.conv_in = nn.Conv2d(12, channels[0], 3, padding=1)
+        self.temporal_in = TemporalInput(channels[0]) if config.recurrent else None
         self.down = nn.ModuleList()
         skips = [("skip.0.0", channels[0])]  # name and width, in the order in which they are made
         for level, width in enumerate(channels):
@@ -91,10 +106,10 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(channels[0], config.decoder_channels[-1], 3, padding=1)
 
     def forward(self, x: Tensor, push: Push) -> Tensor:
-        """Run one push.
+        """Run one push, or one frame of it.
 
         Args:
-            x: [B,T,12,h,w], T may be 0 in the push that ends the clip.
+            x: [B,T,12,h,w], T may be 0 in the push that ends the clip; [B,T,12+192,h,w] with the frame before each.
             push: the step of the stream that these frames belong to.
 
         Returns:
@@ -119,18 +134,24 @@ class UNet(nn.Module):
                 self._down(0, push.take("skip.input", h.shape[1], like=h), push, store=True)
             for layer in block.layers:
                 skip = push.take(names.pop(), h.shape[1], like=h)
-                h = layer(_cat_channels(h, skip), push)
+                h = layer(cat_channels(h, skip), push)
             if block.resample is not None:
                 h = per_frame(block.resample, h)
             h = _temporal(block, h, push)
         return per_frame(self.conv_out, F.silu(per_frame(self.norm_out, h)))
+
+    def _enter(self, x: Tensor) -> Tensor:
+        if self.temporal_in is None:
+            return self.conv_in(x)
+        h = self.conv_in(x[:, :12])
+        return h + self.temporal_in(x[:, 12:]) if x.shape[1] > 12 else h
 
     def _down(self, level: int, h: Tensor, push: Push, store: bool) -> Tensor:
         """Run a level up to its temporal block, storing the skip that leaves after each step."""
         block = self.down[level]
         steps = [lambda x, layer=layer: layer(x, push) for layer in block.layers]
         if level == 0:
-            steps.insert(0, lambda x: per_frame(self.conv_in, x))
+            steps.insert(0, lambda x: per_frame(self._enter, x))
         if block.resample is not None:
             steps.append(lambda x: per_frame(block.resample, x))
         for index, step in enumerate(steps):
@@ -144,6 +165,7 @@ def _temporal(block: Block, h: Tensor, push: Push) -> Tensor:
     return h if block.temporal is None else block.temporal(h, push)
 
 
-def _cat_channels(a: Tensor, b: Tensor) -> Tensor:
+def cat_channels(a: Tensor, b: Tensor) -> Tensor:
+    """Concatenate [B,T,C,H,W] over channels."""
     # In four dimensions cat keeps channels_last.
     return torch.cat((a.flatten(0, 1), b.flatten(0, 1)), dim=1).unflatten(0, a.shape[:2])

@@ -4,9 +4,10 @@
     window        | halo | core       | halo |           the halo is seen by the upscaler and not emitted
     next                      | halo | core       | halo |
 
-A student whose look-ahead is no larger than the halo gives every core frame its whole-clip value, so cores simply
+A student whose `halo` is no larger than the windows' gives every core frame its whole-clip value, so cores simply
 follow each other. Anything else is cross-faded over the frames that windows share, which hides a seam and is not
-exact. Works for any scale; knows nothing about networks.
+exact; so is a recurrent student, which remembers all that came before. Works for any scale; knows nothing about
+networks.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,5 +1,6 @@
 """The bridge to ComfyUI: the only file that touches its folders, memory, progress bar and cancel button."""
 
+import itertools
 import logging
 import os
 import uuid
@@ -15,14 +16,15 @@ from comfy.model_patcher import ModelPatcher
 from PIL import Image
 from torch import Tensor, nn
 
-from ..adcvsr_core import Cancelled, Student, UpscaleConfig, load_student, upscale
+from ..adcvsr_core import Cancelled, Student, UpscaleConfig, upscale
 from ..adcvsr_core.checkpoint import bundled_models
 from ..adcvsr_core.engine import plan_run
 from ..adcvsr_core.errors import CheckpointError, InputError, OutOfMemory
+from ..adcvsr_core.lora import is_lora, load_with_lora
 from ..adcvsr_core.needs import describe_plan, step_bytes
 
 log = logging.getLogger(__name__)
-FOLDER = "adcvsr"
+FOLDER, NO_LORA = "adcvsr", "none"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _SUFFIXES = (".safetensors", ".pkl", ".ckpt")  # choosing an official AdcSR file tells how to convert it
 _PREVIEW_EDGE = 512
@@ -55,28 +57,36 @@ def register_model_folder() -> None:
     folder_paths.folder_names_and_paths[FOLDER] = (list(dict.fromkeys([*paths, own])), {*suffixes, *_SUFFIXES})
 
 
-def model_names() -> list[str]:
-    """Return the models that can be chosen: those of the package, then the files of models/adcvsr."""
-    return [*bundled_models(), *folder_paths.get_filename_list(FOLDER)]
+def model_names(loras: bool = False) -> list[str]:
+    """Return the models that can be chosen, those of the package first; or the LoRAs, "none" first."""
+    files = {name: folder_paths.get_full_path(FOLDER, name) or "" for name in folder_paths.get_filename_list(FOLDER)}
+    found = [name for name, file in files.items() if is_lora(file) == loras]
+    return [*([NO_LORA] if loras else bundled_models()), *found]
 
 
 def model_file(name: str) -> str:
-    """Return a chosen model's file, or a bundled model's name; nothing outside the model folders can be named."""
-    if name not in model_names():
+    """Return a chosen file, or a bundled model's name; nothing outside the model folders can be named."""
+    if name not in [*bundled_models(), *folder_paths.get_filename_list(FOLDER)]:
         raise InputError(f"no model {name!r} in models/{FOLDER}; there are: {', '.join(model_names())}")
     return name if name in bundled_models() else folder_paths.get_full_path_or_raise(FOLDER, name)
 
 
-def load_model(name: str, dtype: str) -> LoadedModel:
-    """Load a model for ComfyUI to manage; `dtype` is "auto" or a key of `DTYPES`."""
-    file, device = model_file(name), mm.get_torch_device()
+def load_model(name: str, dtype: str, lora: str = NO_LORA, strength: float = 1.0) -> LoadedModel:
+    """Load a model, with a LoRA put on it, for ComfyUI to manage; `dtype` is "auto" or a key of `DTYPES`."""
+    files, device = {each: model_file(each) for each in (name, lora) if each != NO_LORA}, mm.get_torch_device()
     best = torch.bfloat16 if device.type in ("cuda", "xpu") and mm.should_use_bf16(device) else torch.float32
+    dtype = best if dtype == "auto" else DTYPES[dtype]
     try:
-        student = load_student(file, dtype=best if dtype == "auto" else DTYPES[dtype])
+        student, warning = load_with_lora(files[name], files.get(lora), strength, dtype)
     except CheckpointError as error:
-        raise CheckpointError(str(error).replace(file, name)) from None  # no folders of this machine in messages
+        text = str(error)
+        for each, file in files.items():
+            text = text.replace(file, each)
+        raise CheckpointError(text) from None  # no folders of this machine in messages
+    if warning:
+        log.warning("AdcVSR: %s", warning)
     patcher = ModelPatcher(_Held(student), load_device=device, offload_device=mm.unet_offload_device())
-    return LoadedModel(name, patcher)
+    return LoadedModel(" with ".join(files), patcher)
 
 
 def upscaled(model: LoadedModel, frames: Iterable[Tensor], size: tuple[int, int], config: UpscaleConfig):
@@ -86,31 +96,22 @@ def upscaled(model: LoadedModel, frames: Iterable[Tensor], size: tuple[int, int]
     if any(weight.device.type != device.type for weight in student.parameters()):
         raise OutOfMemory(f"the model does not fit on {device}; close other programs, or use dtype bf16")
     log.info("AdcVSR: model %s, %s", model.name, describe_plan(plan_run(*size, student, config), student))
+    on_progress, pieces = _progress(getattr(frames, "num_frames", None)), iter(frames)
+    first = list(itertools.islice(pieces, 1))
+    for piece in first:  # shown at once: the network's first comes a look-ahead later
+        on_progress(0, None, piece[0])
     try:
-        yield from upscale(_Shown(frames), student, config, _progress(), mm.processing_interrupted)
+        yield from upscale(itertools.chain(first, pieces), student, config, on_progress, mm.processing_interrupted)
     except Cancelled:
         mm.throw_exception_if_processing_interrupted()
         raise
 
 
-class _Shown:
-    """Frames whose first is shown in the preview at once: the network's first comes a look-ahead later."""
-
-    def __init__(self, frames: Iterable[Tensor]):
-        self.frames, self.num_frames = frames, getattr(frames, "num_frames", None)
-
-    def __iter__(self) -> Iterator[Tensor]:
-        for index, piece in enumerate(self.frames):
-            if index == 0:
-                _progress()(0, self.num_frames, piece[0])
-            yield piece
-
-
-def _progress():
-    """Return a callback (done, total or None, last frame) that moves ComfyUI's bar and shows the frame."""
+def _progress(total: int | None):
+    """Return a callback (done, ignored, last frame) that moves ComfyUI's bar and shows the frame."""
     bar = comfy.utils.ProgressBar(1)
 
-    def on_progress(done: int, total: int | None, frame: Tensor) -> None:
+    def on_progress(done: int, _: int | None, frame: Tensor) -> None:
         step = max(1, max(frame.shape[:2]) // (2 * _PREVIEW_EDGE))
         small = torch.nan_to_num(frame[::step, ::step].float()).clamp(0, 1).mul(255).byte().cpu()
         bar.update_absolute(done, max(total or 0, done, 1), ("JPEG", Image.fromarray(small.numpy()), _PREVIEW_EDGE))

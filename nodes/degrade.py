@@ -19,7 +19,7 @@ class Degrade(io.ComfyNode):
             "Degrade",
             "Makes test input from good frames with the degradations of training: blur, downscale, noise, "
             "compression. The original is then the reference for AdcVSR Metrics.",
-            ("downscale", "noise", "compression", "test input"),
+            ("downscale", "noise", "compression", "old film", "test input"),
             inputs=[
                 io.Image.Input(
                     "images",
@@ -31,7 +31,9 @@ class Degrade(io.ComfyNode):
                     options=list(DEGRADATIONS),
                     default="light",
                     tooltip="clean = bicubic only; light = mild blur, noise and JPEG by chance; h264 = video "
-                    "compression of random strength; h264_crf30 = always strong.",
+                    "compression of random strength; h264_crf30 = always strong; noise10 = noise alone; realbasicvsr, "
+                    "dove, realesrgan_adcsr = the hard mixtures of these papers; film = old film; aigen = AI-generated "
+                    "video.",
                 ),
                 io.Int.Input(
                     "scale",

@@ -42,21 +42,18 @@ def open_video(video) -> Iterator[tuple[Iterable[Tensor], dict]]:
         how to write its like: arguments of `VideoWriter` that carry timing and sound over.
     """
     with contextlib.ExitStack() as stack:
-        source = None if _needs_components(video) else video.get_stream_source()
-        if source is None:
-            parts = video.get_components()
-            yield Clip(parts.images), {"fps": parts.frame_rate, "audio_from": _sound_file(parts.audio, stack)}
-            return
-        if not isinstance(source, (str, os.PathLike)):
-            copy = temporary_file(".bin")
-            stack.callback(copy.unlink, missing_ok=True)
-            copy.write_bytes(source.getbuffer())
-            source = copy
-        start, end = _trim(video)
-        reader = stack.enter_context(read_video(source, start=start, end=end))
-        reader.height, reader.width = reader.info.height, reader.info.width
-        yield reader, {"source": reader}
-        _warn(reader.warnings)
+        if isinstance(video, InputImpl.VideoFromFile):
+            start, end = _trim(video)
+            reader = stack.enter_context(read_video(_path(video, stack), start=start, end=end))
+            if not _has_edits(video):
+                reader.height, reader.width = reader.info.height, reader.info.width
+                yield reader, {"source": reader}
+                _warn(reader.warnings)
+                return
+        parts = video.get_components()
+        depth = video.get_bit_depth() if hasattr(video, "get_bit_depth") else 8
+        sound = _sound_file(parts.audio, stack)
+        yield Clip(parts.images), {"fps": parts.frame_rate, "audio_from": sound, "bit_depth": depth}
 
 
 @contextlib.contextmanager
@@ -75,10 +72,19 @@ def _warn(lines: list[str]) -> None:
         log.warning("AdcVSR: %s", line)
 
 
-def _needs_components(video) -> bool:
-    """Tell whether a VIDEO is frames in memory, or a file with edits that only ComfyUI can apply."""
-    if not isinstance(video, InputImpl.VideoFromFile):
-        return True
+def _path(video: InputImpl.VideoFromFile, stack: contextlib.ExitStack) -> str | os.PathLike:
+    """Return a VIDEO's file; one that is held in memory is written as a temporary file, gone when the stack closes."""
+    source = video.get_stream_source()
+    if isinstance(source, (str, os.PathLike)):
+        return source
+    copy = temporary_file(".bin")
+    stack.callback(copy.unlink, missing_ok=True)
+    copy.write_bytes(source.getbuffer())
+    return copy
+
+
+def _has_edits(video: InputImpl.VideoFromFile) -> bool:
+    """Tell whether a VIDEO has edits that its file does not show and that only ComfyUI can apply."""
     if hasattr(video, "as_trimmed") and not hasattr(video, "get_active_trim_window"):
         # ComfyUI 0.13 to 0.21 trims without telling where.
         return video.get_duration() != InputImpl.VideoFromFile(video.get_stream_source()).get_duration()

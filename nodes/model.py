@@ -4,12 +4,13 @@ import os
 
 from comfy_api.latest import io
 
+from ..adcvsr_core.lora import MAX_STRENGTH
 from . import comfy
 from .schema import Model, refusal, schema
 
 
 class LoadModel(io.ComfyNode):
-    """Choose a model; ComfyUI moves its weights between RAM and GPU."""
+    """Choose a model, and a LoRA to put on it; ComfyUI moves its weights between RAM and GPU."""
 
     @classmethod
     def define_schema(cls):
@@ -17,7 +18,7 @@ class LoadModel(io.ComfyNode):
             "LoadModel",
             "Load Model",
             "Loads an AdcVSR model. The small default model comes with the pack; other models go into models/adcvsr.",
-            ("video upscaler", "super resolution", "loader"),
+            ("video upscaler", "super resolution", "loader", "lora"),
             inputs=[
                 io.Combo.Input(
                     "model",
@@ -33,19 +34,37 @@ class LoadModel(io.ComfyNode):
                     tooltip="Number format of the weights. auto = bf16 on GPUs that are good at it, else fp32. bf16 "
                     "and fp16 take half the memory; fp16 may overflow, and then a shot goes on in fp32.",
                 ),
+                io.Combo.Input(
+                    "lora",
+                    options=comfy.model_names(loras=True),
+                    default=comfy.NO_LORA,
+                    optional=True,
+                    tooltip="A LoRA made by this project's training, from models/adcvsr: a small file that changes the "
+                    "model it was trained on, for example towards your own footage. Costs no time when it runs.",
+                ),
+                io.Float.Input(
+                    "lora_strength",
+                    default=1.0,
+                    min=-MAX_STRENGTH,
+                    max=MAX_STRENGTH,
+                    step=0.05,
+                    optional=True,
+                    tooltip="How strongly the LoRA counts: 1 = as it was trained, 0 = the model alone, above 1 "
+                    "exaggerates, below 0 does the opposite.",
+                ),
             ],
             outputs=[Model.Output("adcvsr_model", display_name="model", tooltip="For Upscale and Upscale Video.")],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model, dtype):
-        file = comfy.model_file(model)
-        return (model, dtype, os.stat(file).st_mtime_ns if os.path.isfile(file) else 0)
+    def fingerprint_inputs(cls, model, dtype, lora=comfy.NO_LORA, lora_strength=1.0):
+        files = [comfy.model_file(name) for name in (model, lora) if name != comfy.NO_LORA]
+        return (dtype, lora_strength, *((each, os.path.isfile(each) and os.stat(each).st_mtime_ns) for each in files))
 
     @classmethod
-    def validate_inputs(cls, model=None, dtype=None):
-        return refusal(cls, model=model, dtype=dtype)
+    def validate_inputs(cls, model=None, dtype=None, lora=None):
+        return refusal(cls, model=model, dtype=dtype, lora=lora)
 
     @classmethod
-    def execute(cls, model, dtype):
-        return io.NodeOutput(comfy.load_model(model, dtype))
+    def execute(cls, model, dtype, lora=comfy.NO_LORA, lora_strength=1.0):
+        return io.NodeOutput(comfy.load_model(model, dtype, lora, lora_strength))

@@ -34,7 +34,8 @@ class SplitWindows(io.ComfyNode):
                     min=0,
                     max=1000,
                     tooltip="Frames before and after the core that the upscaler sees and Stitch drops or fades over. "
-                    "18, the look-ahead of AdcVSR models, makes stitching exact; other upscalers need fewer.",
+                    "18, the look-ahead of AdcVSR models, makes stitching exact (never for recurrent ones); other "
+                    "upscalers need fewer.",
                 ),
             ],
             outputs=[
@@ -66,7 +67,7 @@ class StitchWindows(io.ComfyNode):
             "StitchWindows",
             "Stitch Windows",
             "Joins the windows of Split Windows to one clip again, at any scale. Exact for AdcVSR Upscale when the "
-            "halo covers the model's look-ahead; otherwise it cross-fades, and says so.",
+            "halo covers the model's look-ahead and the model is not recurrent; otherwise it cross-fades, and says so.",
             ("temporal window", "merge", "crossfade"),
             is_input_list=True,
             inputs=[
@@ -77,8 +78,9 @@ class StitchWindows(io.ComfyNode):
                     options=["auto", "cut", "fade"],
                     default="auto",
                     tooltip="cut = cores follow each other, halos are dropped: exact for AdcVSR Upscale with halo >= "
-                    "look-ahead. fade = cross-fade over shared frames: hides seams of other upscalers, softens a "
-                    "little. auto = cut when the model is connected and the halo suffices, else fade.",
+                    "look-ahead and a model that is not recurrent. fade = cross-fade over shared frames: hides seams "
+                    "of other upscalers, softens a little. auto = cut when the model is connected and the halo "
+                    "suffices, else fade.",
                 ),
                 Model.Input("model", optional=True, tooltip="The model that upscaled the windows, if it was AdcVSR's."),
             ],
@@ -97,11 +99,14 @@ class StitchWindows(io.ComfyNode):
     @classmethod
     def execute(cls, images, windows, join, model=None):
         halo = min(window.halo for window in windows)
-        exact = bool(model) and halo >= model[0].student.lookahead
+        needed = model[0].student.halo if model else None
+        exact = needed is not None and halo >= needed
         fade = {"cut": False, "fade": True, "auto": not exact}[join[0]]
         report = f"{len(windows)} windows with a halo of {halo} frames, "
         if fade:
             report += "cross-faded over the frames they share: seams are softened, the result is not exact"
         else:
             report += "joined where cores meet: " + ("equal to the whole clip" if exact else "seams are possible")
+        if model and needed is None:
+            report += "; this model is recurrent and remembers all frames before, so no halo makes windows exact"
         return io.NodeOutput(stitch(images, windows, fade=fade), report)

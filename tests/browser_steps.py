@@ -54,7 +54,8 @@ LOOK = """(async () => ({
         pos: [...node.pos], size: [...node.size], least: [...node.computeSize()],
         widgets: (node.widgets ?? []).map(each => [each.name, typeof each.value == 'object' ? null : each.value])})),
     prompt: (await app.graphToPrompt()).output,
-    dialogs: [...document.querySelectorAll('[role=dialog], [role=alert]')].map(each => each.innerText)}))()"""
+    dialogs: [...document.querySelectorAll('[role=dialog], [role=alert]')].map(each => each.innerText.trim())
+        .filter(text => text)}))()"""
 FIT = """(() => {
     const nodes = app.graph._nodes, edge = (pick, sides) => pick(...nodes.map(sides)), left = 90, top = 120, rest = 70
     const x = edge(Math.min, n => n.pos[0]), y = edge(Math.min, n => n.pos[1] - 30)

@@ -5,6 +5,8 @@
 Every function named `check_*` is one check; the answers map its name to null or a traceback.
 """
 
+import dataclasses
+import inspect
 import json
 import os
 import shutil
@@ -21,9 +23,11 @@ from comfy_harness import (
     PACK,
     PREFIX,
     SAMPLE,
+    SETTINGS,
     SHOWN,
     STORE,
     Failed,
+    InputImpl,
     bridge,
     call,
     clip,
@@ -138,19 +142,28 @@ def check_video_of_frames_keeps_sound():
 
 
 def check_trims_are_honoured():
-    media = sys.modules[f"{PREFIX}nodes.media"]
-    from comfy_api.latest import InputImpl
+    """As ComfyUI trims, where it does (from 0.13 on), and as 0.22 and newer tell of it."""
+    media, whole = sys.modules[f"{PREFIX}nodes.media"], frames_of(SAMPLE)
+    fps = core_video.read_video(SAMPLE).info.fps
+    first = int(-(-fps // 2))
 
-    class Trimmed(InputImpl.VideoFromFile):
+    class Told(InputImpl.VideoFromFile):
         def get_active_trim_window(self):
             return 0.5, 1.0
 
-    with media.open_video(Trimmed(str(SAMPLE))) as (reader, _):
-        trimmed = torch.cat(list(reader))
-        fps = reader.info.fps
-    whole = frames_of(SAMPLE)
-    first = -(-fps // 2)
-    assert torch.equal(trimmed, whole[int(first) : int(first) + len(trimmed)]) and abs(len(trimmed) - fps) <= 1
+    videos = [Told(str(SAMPLE))]
+    if "start_time" in inspect.signature(InputImpl.VideoFromFile).parameters:
+        videos.append(InputImpl.VideoFromFile(str(SAMPLE), start_time=0.5, duration=1.0))
+    for video in videos:
+        with media.open_video(video) as (reader, like):
+            trimmed = torch.cat(list(reader))
+        expected = whole[first : first + len(trimmed)]
+        assert abs(len(trimmed) - fps) <= 1, len(trimmed)
+        if "source" in like:
+            assert torch.equal(trimmed, expected)
+        else:  # decoded by ComfyUI, whose colours differ a little
+            off = (trimmed - whole[first + 1 : first + 1 + len(trimmed)]).abs().mean()
+            assert (trimmed - expected).abs().mean() < min(0.02, off / 2)
 
 
 def check_split_upscale_stitch_equals_the_whole_clip():
@@ -381,6 +394,45 @@ def check_compare_measure_degrade():
     graph["hr"] = stored("hr", broken)
     graph["out"] = node("Metrics", images=["hr", 0], seam_period=0)
     assert run({**graph, "take": 7})[0] == 1
+
+
+def check_loras_are_listed_apart_and_put_on():
+    kit = sys.modules[f"{PREFIX}adcvsr_core.lora"]
+    student, file = core.load_student("default"), BASE / "elsewhere" / "film.safetensors"
+    change = {"decoder.conv_out.bias.delta": torch.tensor([1.0, -1.0, 0.5])}
+    found = dict(rank=1, alpha=1.0, config=student.config, base=kit.fingerprint(student.state_dict()))
+    kit.save_lora(kit.Lora(tensors=change, **found), file)
+    folder_paths.filename_list_cache.clear()
+    menus = {each.id: each.options for each in nodes.NODE_CLASS_MAPPINGS["AdcVSR_LoadModel"].GET_SCHEMA().inputs[:3]}
+    assert menus["lora"] == ["none", "film.safetensors"] and "film.safetensors" not in menus["model"], menus
+    graph, executor, plain = upscale_graph(clip()), new_executor(), engine(clip())
+    for strength in (0.0, 1.0, -0.5):
+        graph["model"] = node("LoadModel", model="default", dtype="auto", lora=file.name, lora_strength=strength)
+        (images,) = run(graph, executor)
+        student = core.load_student("default")
+        kit.merge_lora(student, kit.read_lora(file), strength)
+        expected = torch.cat(list(core.upscale([clip()], student, core.UpscaleConfig(**SETTINGS))))
+        assert torch.equal(images, expected), strength
+        assert torch.equal(images, plain) == (strength == 0)
+    kit.save_lora(kit.Lora(tensors={"nothing.delta": torch.zeros(1)}, **found), file)
+    message = error_of(graph)
+    assert "film.safetensors: 1 unknown keys" in message and str(BASE) not in message, message
+    file.unlink()
+
+
+def check_windows_of_a_recurrent_model_are_never_called_exact():
+    save = sys.modules[f"{PREFIX}adcvsr_core.checkpoint"].save_student
+    config = dataclasses.replace(core.PRESETS["default"], temporal="none", recurrent=True)
+    save(core.Student(config), BASE / "elsewhere" / "recurrent.safetensors")
+    folder_paths.filename_list_cache.clear()
+    graph = upscale_graph(clip(8, 24, 30))
+    graph["model"] = node("LoadModel", model="recurrent.safetensors", dtype="auto")
+    graph["split"] = node("SplitWindows", images=["images", 0], core=4, halo=18)
+    graph["sr"] = node("Upscale", **graph["out"]["inputs"] | {"images": ["split", 0]})
+    for join, expected in (("auto", "not exact"), ("cut", "seams are possible")):
+        stitched = node("StitchWindows", images=["sr", 0], windows=["split", 1], join=join, model=["model", 0])
+        (report,) = run({**graph, "out": stitched, "take": 1})
+        assert expected in report and "recurrent" in report, report
 
 
 def check_a_full_size_checkpoint():

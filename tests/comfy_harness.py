@@ -38,6 +38,7 @@ import execution  # noqa: E402
 import folder_paths  # noqa: E402
 import server  # noqa: E402
 import torch  # noqa: E402
+from comfy_api.latest import InputImpl  # noqa: E402, F401  (for the checks)
 
 nodes = importlib.import_module("nodes")  # ComfyUI's, not this project's
 

@@ -70,11 +70,10 @@ def write_pictures():
         graph["out"] = node("Finish", images=["sr", 0], source=["images", 0], **sliders)
         crops.append(run(graph)[0][12, 200:460, 400:680])
     save("Finish", torch.cat(crops, 1))
-    kinds = [
-        node("Degrade", images=["good", 0], kind=k, scale=1, seed=1) for k in ("clean", "light", "h264", "h264_crf30")
-    ]
-    shown = [run({"good": stored("good", sr[:8, 200:360, 400:640].contiguous()), "out": each})[0][4] for each in kinds]
-    save("Degrade", torch.cat(shown, 1))
+    kinds = ("clean", "light", "h264", "h264_crf30", "realbasicvsr", "realesrgan_adcsr", "film", "aigen")
+    each = [node("Degrade", images=["good", 0], kind=kind, scale=1, seed=1) for kind in kinds]
+    shown = [run({"good": stored("good", sr[:8, 200:360, 400:640].contiguous()), "out": one})[0][4] for one in each]
+    save("Degrade", torch.cat([torch.cat(shown[:4], 1), torch.cat(shown[4:], 1)]))
     graph["split"] = node("SplitWindows", images=["images", 0], core=8, halo=18)
     parts = run({**graph, "out": graph["split"], "take": 1})
     bars = torch.full((len(parts) * 24, 30 * 16, 3), 1.0)

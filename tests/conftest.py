@@ -12,6 +12,7 @@ import torch
 from adcvsr_core.config import StudentConfig
 from adcvsr_core.streaming import TemporalConv
 from adcvsr_core.student import Student
+from tests.training_material import make_prepared_folder
 
 # The tensors are tiny: threads that wait for each other only slow a busy machine down.
 torch.set_num_threads(1)
@@ -38,6 +39,12 @@ def root() -> Path:
 def sample(root: Path) -> Path:
     """The bundled clip: 56 frames of 320x180 with sound, one cut before frame 31."""
     return root / "adcvsr_core" / "samples" / "demo.mp4"
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `training.prepare_bundled_data` writes, in small. Not to be written to."""
+    return make_prepared_folder(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="session")

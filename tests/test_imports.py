@@ -27,6 +27,7 @@ CORE = {
     "pickles": "errors config",
     "checkpoint": "errors config streaming layers unet decoder student pickles",
     "convert": "errors config streaming layers unet decoder student pickles checkpoint",
+    "lora": "errors config streaming layers unet decoder student pickles checkpoint",
     "cost": "errors config streaming layers unet decoder student",
     # leaves
     "tiling": "errors config",
@@ -34,7 +35,6 @@ CORE = {
     "shots": "errors config",
     "memory": "errors config",
     "metrics": "errors config",
-    "degradation": "errors config",
     "compare": "errors config",
     "frames": "errors config",
     "windows": "errors config",
@@ -56,6 +56,32 @@ CORE = {
     "__init__": "errors config streaming student checkpoint engine",
     "cli": "*",
     "__main__": "*",
+}
+
+# The same within adcvsr_core/degradation, whose modules may import errors and these of each other.
+DEGRADATION = {
+    "levels": "",
+    "yuv": "",
+    "draws": "",
+    "kernels": "draws",
+    "resize": "draws",
+    "filters": "draws kernels",
+    "noise": "draws filters",
+    "codecs": "draws levels yuv",
+    # pipelines
+    "mild": "draws filters resize noise levels codecs",
+    "realworld": "draws filters resize noise levels codecs kernels",
+    "film_dirt": "draws",
+    "film": "draws filters resize noise levels codecs film_dirt",
+    "latents": "noise",
+    "generated": "draws filters resize levels codecs latents",
+    # faces
+    "presets": "draws kernels resize noise codecs mild realworld film generated",
+    "__init__": "levels yuv codecs mild realworld film generated presets",
+}
+CORE |= {
+    f"degradation.{module}": " ".join(["errors", *(f"degradation.{each}" for each in allowed.split())])
+    for module, allowed in DEGRADATION.items()
 }
 
 # What the files of each part of the project may import from the other parts.
@@ -100,6 +126,11 @@ def parse(name: str) -> ast.Module:
     return ast.parse((ROOT / name).read_text("utf-8"), name)
 
 
+def core_module(name: str) -> str:
+    """Return the dotted name within adcvsr_core of one of its files."""
+    return name.removeprefix("adcvsr_core/").removesuffix(".py").replace("/", ".")
+
+
 def module_of(parts: tuple[str, ...], imported: str) -> str:
     """Return the dotted module that `from PARTS import IMPORTED` reads, within this project."""
     if (ROOT.joinpath(*parts) / f"{imported}.py").exists() or (ROOT.joinpath(*parts) / imported).is_dir():
@@ -140,7 +171,7 @@ def test_every_file_has_a_place():
         part = name.split("/")[0]
         assert part in PARTS, f"{name}: add {part!r} to PARTS and PACKAGES in tests/test_imports.py"
         if part == "adcvsr_core":
-            module = name.removeprefix("adcvsr_core/").removesuffix(".py")
+            module = core_module(name)
             assert module in CORE, f"{name}: add {module!r} to CORE in tests/test_imports.py, with what it may import"
 
 
@@ -164,7 +195,7 @@ def test_import_direction(name):
         if part in SHIPPED and not relative and top in PARTS:
             faults.append(f"line {line}: {target} must be imported relatively, ComfyUI loads the folder by its path")
         elif top == part == "adcvsr_core":
-            module = name.removeprefix("adcvsr_core/").removesuffix(".py")
+            module = core_module(name)
             if not allows(CORE, module, rest):
                 faults.append(f"line {line}: {module} may not import {rest} (allowed: {CORE.get(module) or 'nothing'})")
         elif top in PARTS or f"{top}.py" in PARTS:

@@ -20,19 +20,20 @@ FULL = PRESETS["adcvsr"]
     [
         (PRESETS["adcsr"], 456_073_683),
         (FULL, 487_190_163),
+        (PRESETS["recurrent"], 456_073_683 + 192 * 240 * 3 * 3),
         (dataclasses.replace(FULL, temporal="resnets"), 531_099_123),
         (dataclasses.replace(FULL, temporal="layers"), 572_935_443),
         (dataclasses.replace(FULL, temporal_kernel=11), 570_134_163),
         (dataclasses.replace(FULL, temporal_hidden=4.0), 580_520_883),
     ],
-    ids=["adcsr", "adcvsr", "resnets", "layers", "kernel 11", "hidden x4"],
+    ids=["adcsr", "adcvsr", "recurrent", "resnets", "layers", "kernel 11", "hidden x4"],
 )
 def test_parameter_counts(config, parameters):
     assert count_parameters(config)[0] == parameters
 
 
 def test_tiny_presets_fit_ten_megabytes_in_fp16():
-    for name in set(PRESETS) - {"adcsr", "adcvsr"}:
+    for name in set(PRESETS) - {"adcsr", "adcvsr", "recurrent"}:
         assert 2 * count_parameters(PRESETS[name])[0] <= 10e6, name
 
 

@@ -1,7 +1,7 @@
 """What a training run is, as frozen values. A recipe is a function that returns one `TrainConfig`.
 
-The configuration is written beside the run as config.json and compared on resume. Knows nothing about how any of it
-is done.
+The configuration is written beside the run as config.json and compared on resume. Whatever the papers leave open is
+a field here, with the choice explained. Knows nothing about how any of it is done.
 """
 
 import dataclasses
@@ -12,31 +12,124 @@ from adcvsr_core.config import StudentConfig
 from adcvsr_core.degradation import DEGRADATIONS
 from adcvsr_core.errors import ConfigError
 
+PERCEPTUALS = ("st-lpips-alex", "st-lpips-vgg", "dists", "lpips-alex", "lpips-vgg")
+FLOWS = ("known", "dis", "raft")
+TEACHERS = ("ground_truth", "folder", "checkpoint", "dove", "osediff")
+PIXEL_BACKBONES = ("convnext", "st-vgg", "st-alex", "patch")
+FEATURE_BACKBONES = ("student", "sd-unet")
+DOMAINS = ("pixel", "feature")
+TASKS = ("restore", "decoder", "features")
+TRAINABLE = ("all", "temporal", "spatial", "lora")
+CLIP_MODES = ("uniform", "head", "slide", "full")
+
+
+def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(allowed)}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Weights of the terms; 0 = the term is not computed.
+    """Weights of the regression terms; 0 = the term is not computed.
 
     Attributes:
-        charbonnier: weight of the pixel term.
-        epsilon: Charbonnier's epsilon, in [-1, 1] units. With a residual over bicubic the median of the target is 0,
-            so a small epsilon (like L1) makes silence a local optimum; 0.05 acts like a mean.
-        frame_difference: weight of |d sr - d hr| between neighbouring frames.
-        perceptual: weight of ST-LPIPS.
-        perceptual_backbone: "alex" or "vgg".
+        pixel: weight of the distance between frames.
+        epsilon: of that distance, Charbonnier's, in [-1, 1] units; 0 is L1, the papers' choice. With a residual over
+            bicubic the median of the target is 0, so L1 makes silence a local optimum; 0.05 acts like a mean.
+        feature: weight of L1 in the feature domain, between what enters the decoder's levels and the feature space's
+            view of the target.
+        frame_difference: weight of |d sr - d target| between neighbouring frames.
+        perceptual: weight of the perceptual distance.
+        perceptual_name: which one: "dists" (AdcVSR), "lpips-vgg" (AdcSR's decoder), "lpips-alex": torchmetrics with its
+            backbones; "st-lpips-alex", "st-lpips-vgg": offline, from `prepare_bundled_data`.
         perceptual_frames: frames of each clip that the perceptual term looks at, 0 = all.
+        flow: weight of the flow-guided temporal term: |sr_t+1 warped back - sr_t| where the target is visible in both.
+        flow_source: "known" (material whose motion was generated; other clips do not count), "dis" (OpenCV's, from the
+            target), "raft" (torchvision's, from the target).
     """
 
-    charbonnier: float = 1.0
+    pixel: float = 1.0
     epsilon: float = 0.05
+    feature: float = 0.0
     frame_difference: float = 0.0
     perceptual: float = 0.0
-    perceptual_backbone: str = "alex"
+    perceptual_name: str = "st-lpips-alex"
     perceptual_frames: int = 0
+    flow: float = 0.0
+    flow_source: str = "known"
 
     def __post_init__(self) -> None:
-        if self.perceptual_backbone not in ("alex", "vgg"):
-            raise ConfigError(f'perceptual_backbone {self.perceptual_backbone!r}; expected "alex" or "vgg"')
+        _choice("perceptual_name", self.perceptual_name, PERCEPTUALS)
+        _choice("flow_source", self.flow_source, FLOWS)
+        if self.epsilon < 0:
+            raise ConfigError(f"epsilon {self.epsilon} is below 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversaryConfig:
+    """The discriminators of a stage, what they see and how they train.
+
+    Each sees five kinds of clips, in each domain. Labels are (detail, consistency), -1 fake, +1 real, 0 silent:
+    the student's (-1, -1), real video (0, +1), real video with its frames shuffled (0, -1), a real image repeated
+    (+1, +1), unrelated crops of real images stacked (+1, -1).
+
+    Attributes:
+        domains: of "pixel" and "feature".
+        heads: "dual" (detail and consistency) or "single" (one, which calls real video and repeated images real, the
+            student's clips fake; the paper's ablation).
+        pixel_backbone: "convnext" (open_clip's, as the paper), "st-vgg" and "st-alex" (offline), "patch" (a small
+            one trained from nothing, single-head: AdcSR's decoder stage).
+        feature_backbone: "student" (frozen copy of the student's UNet as the stage begins) or "sd-unet" (Stable
+            Diffusion's, frozen, with LoRA: AdcSR's).
+        channels: width after the trainable tail.
+        detail_channels: of these, how many the detail head reads; the consistency head reads the rest.
+        pixel_weight, feature_weight: of each domain's term in the student's loss. The paper: 0.1 and 1.
+        detail_weight, consistency_weight: how the heads combine in the student's loss. The paper does not say; a plain
+            sum (1, 1) here.
+        real, shuffled, still, stacked: weight of each kind in the discriminators' loss, 0 = not drawn. The paper does
+            not say; 1 each here.
+        stacked_detail: detail label of stacked crops: 1 as in the paper's table, -1 in another account of the method.
+        learning_rate: the discriminators'. The paper's 1e-7 is for a frozen backbone of hundreds of millions.
+        betas: Adam's. Not in the papers.
+        adaptive: whether the adversarial weight follows the ratio of gradients at the last layer (AdcSR's decoder
+            stage, from latent diffusion's autoencoder).
+        lead: steps that the discriminators train before the student listens.
+        lora_rank: of "sd-unet".
+    """
+
+    domains: tuple[str, ...] = DOMAINS
+    heads: str = "dual"
+    pixel_backbone: str = "convnext"
+    feature_backbone: str = "student"
+    channels: int = 256
+    detail_channels: int = 192
+    pixel_weight: float = 0.1
+    feature_weight: float = 1.0
+    detail_weight: float = 1.0
+    consistency_weight: float = 1.0
+    real: float = 1.0
+    shuffled: float = 1.0
+    still: float = 1.0
+    stacked: float = 1.0
+    stacked_detail: int = 1
+    learning_rate: float = 1e-7
+    betas: tuple[float, float] = (0.9, 0.999)
+    adaptive: bool = False
+    lead: int = 0
+    lora_rank: int = 4
+
+    def __post_init__(self) -> None:
+        for domain in self.domains:
+            _choice("domains", domain, DOMAINS)
+        _choice("heads", self.heads, ("dual", "single"))
+        _choice("pixel_backbone", self.pixel_backbone, PIXEL_BACKBONES)
+        _choice("feature_backbone", self.feature_backbone, FEATURE_BACKBONES)
+        if not self.domains:
+            raise ConfigError("an adversary needs at least one domain")
+        if self.heads == "dual" and not 0 < self.detail_channels < self.channels:
+            raise ConfigError(f"detail_channels {self.detail_channels} must lie between 0 and channels {self.channels}")
+        if self.stacked_detail not in (-1, 1):
+            raise ConfigError(f"stacked_detail is {self.stacked_detail}; expected 1 (the paper) or -1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,19 +138,30 @@ class StageConfig:
 
     Attributes:
         name: in the log.
+        task: "restore" (LR clips to sharp ones), "decoder" (AdcSR's half decoder behind a frozen encoder) or "features"
+            (a small encoder from frames to what a student's decoder reads, for feature losses without a VAE).
         steps: how many.
-        batch: clips a step.
+        batch: clips a step, over all processes and micro-batches, so that results do not depend on their number.
         num_frames: frames of a clip.
         lr_size: edge of the square LR patches, in pixels, a multiple of 16.
         mixture: degradations and their shares.
+        trainable: "all", "temporal" (the 1D blocks), "spatial" (all but these), "lora" (adapters on the spatial layers,
+            and the 1D blocks whole).
         temporal_strength: 0 bypasses the temporal blocks; 1 trains them.
-        bypass_every: every n-th step runs at strength 0, so that the 2D path stays good (neutral: 0 = never).
-        learning_rate: AdamW's, at the top.
+        bypass_every: every n-th step runs at strength 0, so that the 2D path stays good (0 = never).
+        strength_every: every n-th step draws a strength from (0, 1), so that the slider stays inside what was learned
+            (0 = never).
+        optimizer: "adamw" or "adam" (the papers').
+        betas: its two. The papers do not say.
+        learning_rate: at the top.
         temporal_learning_rate: of the temporal blocks.
-        final_learning_rate: as a share of the top one; a cosine by steps leads there.
+        schedule: "cosine" (by steps, down to `final_learning_rate`) or "halve" (once, after `halve_after` steps).
+        final_learning_rate: as a share of the top one.
+        halve_after: see `schedule`.
         warmup: steps of linear warm-up.
         seed_offset: keeps the samples of two stages apart.
-        loss: the terms.
+        loss: the regression terms.
+        adversary: the discriminators, None = regression alone.
     """
 
     name: str
@@ -67,22 +171,34 @@ class StageConfig:
     lr_size: int
     mixture: tuple[tuple[str, float], ...]
     temporal_strength: float
+    task: str = "restore"
+    trainable: str = "all"
     bypass_every: int = 0
+    strength_every: int = 0
+    optimizer: str = "adamw"
+    betas: tuple[float, float] = (0.9, 0.999)
     learning_rate: float = 8e-4
     temporal_learning_rate: float = 8e-4
+    schedule: str = "cosine"
     final_learning_rate: float = 0.02
+    halve_after: int = 0
     warmup: int = 50
     seed_offset: int = 0
     loss: LossConfig = field(default_factory=LossConfig)
+    adversary: AdversaryConfig | None = None
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch, self.num_frames) < 1:
             raise ConfigError(f"stage {self.name}: steps, batch and num_frames must be at least 1")
-        if self.lr_size % 16:
+        if self.lr_size < 16 or self.lr_size % 16:
             raise ConfigError(f"stage {self.name}: lr_size {self.lr_size} is no multiple of 16")
         unknown = [kind for kind, _ in self.mixture if kind not in DEGRADATIONS]
-        if unknown:
+        if unknown or not self.mixture:
             raise ConfigError(f"stage {self.name}: unknown degradations {unknown}; expected {', '.join(DEGRADATIONS)}")
+        _choice(f"stage {self.name}: task", self.task, TASKS)
+        _choice(f"stage {self.name}: trainable", self.trainable, TRAINABLE)
+        _choice(f"stage {self.name}: optimizer", self.optimizer, ("adamw", "adam"))
+        _choice(f"stage {self.name}: schedule", self.schedule, ("cosine", "halve"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +206,66 @@ class DataConfig:
     """How clips are drawn.
 
     Attributes:
-        film_share: share of clips from the film; the rest are photographs in motion.
+        video_share: share of clips from video; the rest are photographs in motion. Where only one of them is there, it
+            is used for all.
+        mode: where in a shot a clip begins: "uniform" anywhere, "head" at its first frame, "slide" at multiples of half
+            a clip, "full" spread over the whole shot by a longer stride.
+        stride: largest step between a clip's frames, in frames of the video ("full" ignores it).
         transpose_probability: chance of swapping height and width.
+        held_out: share of the shots of a user's own footage that is never trained on; at least one where there are two.
+        pool: number of distinct samples, 0 = endless. With a cached teacher every sample of the pool is super-resolved
+            once.
         workers: processes that draw ahead; never changes what is drawn.
     """
 
-    film_share: float = 0.5
+    video_share: float = 0.5
+    mode: str = "uniform"
+    stride: int = 2
     transpose_probability: float = 0.25
+    held_out: float = 0.1
+    pool: int = 0
     workers: int = 1
+
+    def __post_init__(self) -> None:
+        _choice("mode", self.mode, CLIP_MODES)
+        if self.stride < 1:
+            raise ConfigError(f"stride {self.stride} is below 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """Where the targets come from.
+
+    Attributes:
+        kind: "ground_truth" (the HR clips; no teacher), "folder" (video that another program made from the same LR),
+            "checkpoint" (a student), "dove" or "osediff".
+        path: the folder or file of that kind; "" for "ground_truth".
+        extra: a second file: DOVE's prompt embedding, OSEDiff's LoRA weights.
+        cache: folder in which its outputs are stored once, "" = computed at every step.
+        seed: of the teacher's own randomness.
+    """
+
+    kind: str = "ground_truth"
+    path: str = ""
+    extra: str = ""
+    cache: str = ""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _choice("teacher.kind", self.kind, TEACHERS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Adapters for `trainable` "lora".
+
+    Attributes:
+        rank: of every adapter.
+        alpha: their outputs are scaled by alpha / rank.
+    """
+
+    rank: int = 16
+    alpha: float = 16.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,14 +274,23 @@ class TrainConfig:
 
     Attributes:
         recipe: its name.
-        student: the network.
+        student: the network; None = that of the weights to begin with.
         stages: in order.
         data: where clips come from.
+        teacher: where targets come from.
+        lora: adapters, where a stage trains them.
+        stable_diffusion: folder of SD 2.1 in diffusers' layout, for the feature domain of full-size students and
+            AdcSR's discriminator; "" = a small learned encoder is the feature space.
+        half_decoder: AdcSR's halfDecoder.ckpt, or the half_decoder.ckpt of `adcsr_decoder`, whose first layers end that
+            feature space.
+        features: folder made by `prepare_bundled_data`, for its offline perceptual networks; "" = the run's own data.
         seed: of the weights and of every sample.
-        ema_decay: of the averaged weights that are validated and exported.
-        weight_decay: AdamW's.
+        ema_decay: of the averaged weights that are validated and exported. Not in the papers.
+        weight_decay: the student's. Not in the papers.
         max_grad_norm: gradients are clipped to this norm.
-        autocast: "bfloat16" or "none".
+        precision: "bf16" (autocast; weights stay float32) or "fp32". fp16 is not offered: AdcSR's UNet overflows it.
+        micro_batch: clips that one process takes at a time, 0 = its whole share of `batch`; the rest is accumulated.
+        checkpoint_activations: compute activations again in the backward pass, for a third more time.
         max_skipped: non-finite steps in a row after which the run gives up.
         dead_after: a run whose loss stays at or above `dead_ratio` of bicubic's after this many steps of a stage
             that begins from nothing is stopped: it has learned silence (0 = never).
@@ -123,14 +300,21 @@ class TrainConfig:
     """
 
     recipe: str
-    student: StudentConfig
+    student: StudentConfig | None
     stages: tuple[StageConfig, ...]
     data: DataConfig = field(default_factory=DataConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    stable_diffusion: str = ""
+    half_decoder: str = ""
+    features: str = ""
     seed: int = 0
     ema_decay: float = 0.999
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    autocast: str = "bfloat16"
+    precision: str = "bf16"
+    micro_batch: int = 0
+    checkpoint_activations: bool = False
     max_skipped: int = 20
     dead_after: int = 300
     dead_ratio: float = 0.999
@@ -140,8 +324,7 @@ class TrainConfig:
     keep_checkpoints: int = 2
 
     def __post_init__(self) -> None:
-        if self.autocast not in ("bfloat16", "none"):
-            raise ConfigError(f'autocast {self.autocast!r}; expected "bfloat16" or "none"')
+        _choice("precision", self.precision, ("bf16", "fp32"))
         if not self.stages:
             raise ConfigError("a recipe needs at least one stage")
 
@@ -162,11 +345,24 @@ class TrainConfig:
         return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True)
 
 
+def identity(text: str) -> str:
+    """Reduce a configuration's JSON to what a resumed run must share.
+
+    That is everything but how often it writes, who draws its samples, and how a step is divided.
+    """
+    described = json.loads(text)
+    for key in ("checkpoint_every", "validate_every", "log_every", "keep_checkpoints", "max_skipped", "micro_batch"):
+        del described[key]
+    del described["checkpoint_activations"], described["data"]["workers"]
+    return json.dumps(described, sort_keys=True)
+
+
 def override(config: TrainConfig, assignments: list[str]) -> TrainConfig:
     """Apply `key=value` settings.
 
-    Keys are field names (`ema_decay`), or go through `data.` and `stage.` (all stages) or `stage0.` (one), and
-    `loss.` behind these: `stage0.loss.perceptual=0.1`. Values are JSON; text without quotes is taken as text.
+    Keys are field names (`ema_decay`), or go through `data.`, `teacher.`, `lora.` and `stage.` (all stages) or
+    `stage0.` (one), and `loss.` or `adversary.` behind these: `stage0.loss.perceptual=0.1`. Values are JSON; text
+    without quotes is taken as text. `stage1.adversary=null` takes a stage's discriminators away.
 
     Raises:
         ConfigError: an unknown key or a value of another type.
@@ -175,28 +371,37 @@ def override(config: TrainConfig, assignments: list[str]) -> TrainConfig:
         key, separator, text = assignment.partition("=")
         if not separator:
             raise ConfigError(f"--set {assignment!r} is not key=value")
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
-            value = text
-        config = _set(config, key.split("."), value, key)
+        config = _set(config, key.split("."), text, key)
     return config
 
 
-def _set(target: object, path: list[str], value: object, key: str) -> object:
+def _set(target: object, path: list[str], text: str, key: str) -> object:
     name, rest = path[0], path[1:]
     if isinstance(target, TrainConfig) and name.startswith("stage") and name != "stages":
-        chosen = range(len(target.stages)) if name == "stage" else [_stage_index(name, target, key)]
-        stages = tuple(_set(s, rest, value, key) if i in chosen else s for i, s in enumerate(target.stages))
-        return dataclasses.replace(target, stages=stages)
+        return _set_stages(target, name, rest, text, key)
     fields = {f.name: getattr(target, f.name) for f in dataclasses.fields(target)}
     if name not in fields:
         raise ConfigError(f"--set {key}: {type(target).__name__} has no {name!r}; it has {', '.join(fields)}")
+    old = fields[name]
+    if rest and not dataclasses.is_dataclass(old):
+        raise ConfigError(f"--set {key}: {name} is {old!r} and has no fields")
     if rest:
-        return dataclasses.replace(target, **{name: _set(fields[name], rest, value, key)})
-    if dataclasses.is_dataclass(fields[name]):
-        raise ConfigError(f"--set {key}: name a field of it, such as {key}.{dataclasses.fields(fields[name])[0].name}")
-    return dataclasses.replace(target, **{name: _like(fields[name], value, key)})
+        return dataclasses.replace(target, **{name: _set(old, rest, text, key)})
+    if name == "adversary" and text == "null":
+        return dataclasses.replace(target, adversary=None)
+    if old is None or dataclasses.is_dataclass(old):
+        raise ConfigError(f"--set {key}: this is no single value; name a field of it, or choose another recipe")
+    return dataclasses.replace(target, **{name: _parse(old, text, key)})
+
+
+def _set_stages(config: TrainConfig, name: str, rest: list[str], text: str, key: str) -> TrainConfig:
+    if not rest:
+        raise ConfigError(f"--set {key}: name a field of the stage, such as {key}.steps")
+    chosen = range(len(config.stages)) if name == "stage" else [_stage_index(name, config, key)]
+    if rest[0] == "adversary" and name == "stage":  # all that have one
+        chosen = [i for i in chosen if config.stages[i].adversary is not None]
+    stages = tuple(_set(s, rest, text, key) if i in chosen else s for i, s in enumerate(config.stages))
+    return dataclasses.replace(config, stages=stages)
 
 
 def _stage_index(name: str, config: TrainConfig, key: str) -> int:
@@ -206,7 +411,14 @@ def _stage_index(name: str, config: TrainConfig, key: str) -> int:
     return int(number)
 
 
-def _like(old: object, value: object, key: str) -> object:
+def _parse(old: object, text: str, key: str) -> object:
+    """Read a value of the same type as the old one."""
+    if isinstance(old, str):
+        return text.removeprefix('"').removesuffix('"')
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if isinstance(old, tuple) and isinstance(value, list):

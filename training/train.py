@@ -1,17 +1,22 @@
-"""`python -m training.train`: run a recipe. Parses the command line and prints; the trainer does the work."""
+"""`python -m training.train`: run a recipe. Parses the command line and prints; the trainer does the work.
+
+Also under `accelerate launch -m training.train ...`, which starts one process per GPU.
+"""
 
 import argparse
+import contextlib
 import dataclasses
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
+from torch import Tensor
+
+from adcvsr_core.checkpoint import read_config
 from adcvsr_core.errors import AdcvsrError, ConfigError
 
 from .config import TrainConfig, override
 from .export import read_weights
-from .recipes import RECIPES, get_recipe
+from .recipes import MEMORY_PRESETS, RECIPES, fit_memory, get_recipe
 from .trainer import Trainer
 
 
@@ -19,13 +24,20 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 0 = complete, 3 = stopped by a signal and resumable, 1 = failed."""
     options = _parser().parse_args(arguments)
     try:
-        config = _configure(options)
-        init = read_weights(options.init, config.student) if options.init else None
+        config, init = _configure(options)
+        if options.dry_run:
+            from .dry_run import describe_run
+
+            print(describe_run(config, options.data, init))
+            return 0
         trainer = Trainer(config, options.output, options.data, init=init, resume=options.resume)
-        complete = trainer.run(_Progress(config))
+        with _progress(trainer, config) as watch:
+            complete = trainer.run(watch)
     except AdcvsrError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    if not trainer.processes.is_main:
+        return 0 if complete else 3
     if complete:
         print(f"done: {options.output / 'student.safetensors'}")
         return 0
@@ -37,24 +49,38 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m training.train", description="Train a student by a recipe.")
     parser.add_argument("--recipe", required=True, choices=sorted(RECIPES))
     parser.add_argument("--output", required=True, type=Path, help="folder of the run")
-    parser.add_argument("--data", type=Path, default=Path("bundled_data"), help="folder made by prepare_bundled_data")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path("bundled_data"),
+        help="folder made by prepare_bundled_data, one of your videos and pictures, or a text file that lists them",
+    )
     parser.add_argument("--seed", type=int, help="of the weights and of every sample")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --output")
-    parser.add_argument("--init", type=Path, help="student.safetensors to begin with")
+    parser.add_argument("--init", help='weights to begin with: a student\'s safetensors file, or "default"')
+    parser.add_argument("--max-steps", type=int, help="end the run, and its last schedule, after so many steps")
     parser.add_argument(
-        "--max-steps", type=int, help="shorten the run to this many steps; the schedule shortens with it"
+        "--memory", type=int, choices=sorted(MEMORY_PRESETS), help="fit the recipe to a GPU of so many GB"
     )
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting, repeatable"
-    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change one setting")
+    parser.add_argument("--dry-run", action="store_true", help="estimate time and memory from one step, train nothing")
     return parser
 
 
-def _configure(options: argparse.Namespace) -> TrainConfig:
-    config = override(get_recipe(options.recipe), options.set)
+def _configure(options: argparse.Namespace) -> tuple[TrainConfig, dict[str, Tensor] | None]:
+    config = get_recipe(options.recipe)
+    if config.student is None:
+        if not options.init:
+            raise ConfigError(f"recipe {config.recipe} goes on from a model: give --init FILE, or --init default")
+        config = dataclasses.replace(config, student=read_config(options.init))
+    if options.memory is not None:
+        config = fit_memory(config, options.memory)
     if options.seed is not None:
         config = dataclasses.replace(config, seed=options.seed)
-    return config if options.max_steps is None else shorten(config, options.max_steps)
+    config = override(config, options.set)
+    if options.max_steps is not None:
+        config = shorten(config, options.max_steps)
+    return config, read_weights(options.init, config.student) if options.init else None
 
 
 def shorten(config: TrainConfig, max_steps: int) -> TrainConfig:
@@ -69,30 +95,12 @@ def shorten(config: TrainConfig, max_steps: int) -> TrainConfig:
     return dataclasses.replace(config, stages=tuple(stages))
 
 
-class _Progress:
-    """Prints a line every 25 steps."""
+def _progress(trainer: Trainer, config: TrainConfig) -> contextlib.AbstractContextManager:
+    if not trainer.processes.is_main:
+        return contextlib.nullcontext()
+    from .progress import TrainingProgress
 
-    def __init__(self, config: TrainConfig):
-        self.total = config.total_steps
-        self.started, self.first, self.ratios = time.monotonic(), None, []
-
-    def __call__(self, line: dict[str, Any]) -> None:
-        if "skipped" in line:
-            print(f"skipped a step: {line['skipped']}", file=sys.stderr)
-            return
-        self.first = line["step"] if self.first is None else self.first
-        self.ratios.append(line["ratio"])
-        if (line["step"] + 1) % 25:
-            return
-        done = line["step"] + 1
-        per_step = (time.monotonic() - self.started) / (done - self.first)
-        ratio = sum(self.ratios) / len(self.ratios)
-        self.ratios.clear()
-        print(
-            f"{line['stage']} {done}/{self.total}  loss {line['loss']:.5f}  loss/bicubic {ratio:.4f}  "
-            f"{per_step:.2f} s/step  {per_step * (self.total - done) / 60:.1f} min left",
-            flush=True,
-        )
+    return TrainingProgress(config.total_steps)
 
 
 if __name__ == "__main__":
