@@ -24,7 +24,7 @@ from .convert import convert_adcsr, student_from_sd, with_temporal
 from .cost import count_flops, count_parameters, state_bytes
 from .engine import plan_run, upscale
 from .errors import AdcvsrError, Cancelled, ConfigError
-from .lora import is_lora, load_with_lora, read_lora
+from .lora import is_lora, load_with_lora, parse_lora, read_lora
 from .memory import keep_freed_memory
 from .needs import describe_plan
 from .student import Student
@@ -84,7 +84,7 @@ def _add_upscale(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="default", help="a bundled model's name or a safetensors file")
     parser.add_argument(
         "--lora",
-        type=_lora,
+        type=parse_lora,
         metavar="FILE[:STRENGTH]",
         help="a LoRA that was trained on this model, and how strongly it counts: -2 to 2, 0 = not at all (default 1)",
     )
@@ -359,14 +359,6 @@ def _seconds(text: str) -> Fraction:
         return seconds
     except (ValueError, ZeroDivisionError):
         raise argparse.ArgumentTypeError(f"{text!r} is no time; use seconds (12.5) or h:m:s (0:01:30)") from None
-
-
-def _lora(text: str) -> tuple[str, float]:
-    path, _, strength = text.rpartition(":")
-    try:
-        return (path, float(strength)) if path else (text, 1.0)
-    except ValueError:  # a name with a colon in it, such as C:\\lora.safetensors
-        return text, 1.0
 
 
 def _peak_memory() -> str:

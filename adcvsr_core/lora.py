@@ -114,6 +114,15 @@ def read_lora(path: str | Path) -> Lora:
     return Lora(tensors=tensors, rank=rank, alpha=alpha, config=config, base=base, metadata=rest, source=path.name)
 
 
+def parse_lora(text: str) -> tuple[str, float]:
+    """Read FILE or FILE:STRENGTH, as a command line gives it: (path, strength), 1 where none is given."""
+    path, _, strength = text.rpartition(":")
+    try:
+        return (path, float(strength)) if path else (text, 1.0)
+    except ValueError:  # the colon is the path's, as in C:\\lora.safetensors
+        return text, 1.0
+
+
 def is_lora(path: str | Path) -> bool:
     """Tell whether a file is one of our LoRAs, by its name's end and its header; anything unreadable is none."""
     path = Path(path)

@@ -12,8 +12,9 @@ Knows nothing of networks.
 
 from .images import read_image, save_png, write_image
 from .pixels import ColorTags
+from .video_codecs import CODECS
 from .video_read import VideoInfo, VideoReader, read_video
-from .video_write import CODECS, VideoWriter
+from .video_write import VideoWriter
 
 __all__ = [
     "CODECS",

@@ -1,6 +1,27 @@
-"""Clips that the tests of degradations start from, in memory."""
+"""What the tests of degradations start from: clips in memory, and configurations that change nothing."""
 
 import torch
+
+from adcvsr_core.degradation import DegradationConfig, FilmConfig, GeneratedConfig, RealWorldConfig
+
+ZERO = (0.0, 0.0)
+NEUTRAL = {
+    "mild": DegradationConfig(scale=1),
+    "realworld": RealWorldConfig(scale=1),
+    "film": FilmConfig(
+        scale=1,
+        contrast=(1.0, 1.0),
+        saturation=(1.0, 1.0),
+        interlace_probability=0.0,
+        h264_probability=0.0,
+        **dict.fromkeys(("softness", "weave", "black", "cast", "flicker", "grain", "scratches", "dust"), ZERO),
+    ),
+    "generated": GeneratedConfig(
+        scale=1,
+        h264_probability=0.0,
+        **dict.fromkeys(("softness", "wax", "boil", "texture", "smear", "grid", "jump"), ZERO),
+    ),
+}
 
 
 def moving_clip(num_frames: int = 6, height: int = 64, width: int = 96, seed: int = 0, cell: int = 8) -> torch.Tensor:

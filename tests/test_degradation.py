@@ -21,26 +21,7 @@ from adcvsr_core.degradation import (
 from adcvsr_core.degradation.draws import Walk
 from adcvsr_core.degradation.mild import MildDraw, draw_mild
 from adcvsr_core.errors import ConfigError, InputError
-from tests.degradation_clips import moving_clip
-
-ZERO = (0.0, 0.0)
-NEUTRAL = {
-    "mild": DegradationConfig(scale=1),
-    "realworld": RealWorldConfig(scale=1),
-    "film": FilmConfig(
-        scale=1,
-        contrast=(1.0, 1.0),
-        saturation=(1.0, 1.0),
-        interlace_probability=0.0,
-        h264_probability=0.0,
-        **dict.fromkeys(("softness", "weave", "black", "cast", "flicker", "grain", "scratches", "dust"), ZERO),
-    ),
-    "generated": GeneratedConfig(
-        scale=1,
-        h264_probability=0.0,
-        **dict.fromkeys(("softness", "wax", "boil", "texture", "smear", "grid", "jump"), ZERO),
-    ),
-}
+from tests.degradation_clips import NEUTRAL, moving_clip
 
 
 @pytest.mark.parametrize("name", DEGRADATIONS)
@@ -53,6 +34,20 @@ def test_equal_seeds_give_equal_clips(name: str) -> None:
     assert torch.equal(first, degrade(hr, name, 3))
     assert torch.equal(hr, before), "the input was changed"
     assert first.shape == (6, 16, 24, 3) and first.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", DEGRADATIONS)
+def test_the_number_of_threads_does_not_matter(name: str) -> None:
+    """A worker has one thread, the process that trains has many: both must draw the same."""
+    hr, threads = moving_clip(3, 96, 112), torch.get_num_threads()
+    results = []
+    try:
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            results.append(torch.stack([degrade(hr, name, seed) for seed in range(6)]))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*results)
 
 
 @pytest.mark.parametrize("name", [name for name in DEGRADATIONS if name != "clean"])

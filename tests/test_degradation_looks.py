@@ -13,8 +13,7 @@ from adcvsr_core.degradation.film import interlace, shift
 from adcvsr_core.degradation.film_dirt import add_dust, draw_scratch
 from adcvsr_core.degradation.generated import skin
 from adcvsr_core.degradation.latents import CELL, GROUP, draw_latents, draw_pattern
-from tests.degradation_clips import gray_clip, moving_clip, still_clip
-from tests.test_degradation import NEUTRAL
+from tests.degradation_clips import NEUTRAL, gray_clip, moving_clip, still_clip
 
 
 def rng(seed: int = 0) -> np.random.Generator:

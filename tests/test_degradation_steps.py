@@ -20,7 +20,7 @@ from adcvsr_core.degradation.filters import (
 )
 from adcvsr_core.degradation.kernels import SHAPES, BlurConfig, bell_kernels, draw_kernels, sinc_kernels
 from adcvsr_core.degradation.noise import NoiseConfig, noise_step, poisson_counts, poisson_noise
-from adcvsr_core.degradation.resize import SMALLEST_EDGE, ResizeConfig, resize_step
+from adcvsr_core.degradation.resize import SMALLEST_EDGE, ResizeConfig, resize, resize_step
 from adcvsr_core.errors import ConfigError
 from tests.degradation_clips import moving_clip
 
@@ -91,7 +91,7 @@ def test_kernels_are_normalised_and_symmetric(shape: str) -> None:
         sizes.add(kernels.shape[1])
         assert kernels.shape == (5, kernels.shape[1], kernels.shape[1])
         assert np.abs(kernels.sum((1, 2)) - 1).max() < 1e-9
-        assert np.abs(kernels - kernels[:, ::-1, ::-1]).max() < 1e-12  # what apply_kernel relies on
+        assert np.abs(kernels - kernels[:, ::-1, ::-1]).max() < 1e-12
         lowest = min(lowest, kernels.min())
     assert sizes <= set(WILD.sizes) and len(sizes) > 4
     assert (lowest < 0) == (shape == "sinc"), "only the sinc rings"
@@ -150,7 +150,7 @@ def test_blur_may_not_happen() -> None:
 
 
 @pytest.mark.parametrize("size", [7, 21])
-def test_filters_are_sums_of_products(size: int) -> None:
+def test_filters_mirror_the_picture(size: int) -> None:
     frame = frame_of(moving_clip(1, 40, 33))
     kernel = torch.from_numpy(draw_kernels(replace(only("aniso"), sizes=(size,)), 1, rng(2))[0]).float()
     padded = F.pad(frame[None], (size // 2,) * 4, mode="reflect")
@@ -214,6 +214,13 @@ def test_sizes_stay_in_range(name: str, index: int) -> None:
         assert config.factor.step or (sizes == sizes[0]).all()
         kinds.add(int(np.sign(sizes[0, 0] - base[0])))
     assert kinds == {-1, 0, 1}
+
+
+@pytest.mark.parametrize("size", [(17, 40), (90, 31), (8, 8), (37, 29)])
+def test_bilinear_is_torchs(size: tuple[int, int]) -> None:
+    frame = frame_of(moving_clip(1, 37, 29))
+    expected = F.interpolate(frame[None], size=size, mode="bilinear", align_corners=False)[0]
+    assert (resize(frame, size, "bilinear") - expected).abs().max() < 1e-5
 
 
 def test_small_crops_do_not_vanish() -> None:

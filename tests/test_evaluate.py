@@ -1,4 +1,4 @@
-"""The evaluation: layouts of test sets, what is refused, laws of the metrics; on pictures of a few hundred pixels."""
+"""The evaluation: what is compared with what, laws of the metrics, optional packages, and the command."""
 
 import json
 import math
@@ -19,8 +19,8 @@ from adcvsr_core.engine import upscale
 from adcvsr_core.errors import ConfigError, InputError
 from adcvsr_core.lora import Lora, fingerprint, save_lora
 from adcvsr_core.student import Student
-from adcvsr_core.video import VideoWriter
-from tests.training_material import make_prepared_folder, smooth_noise
+from tests.evaluation_clips import HR, LR, make_crops, make_dove, make_realsr, moving, small, softened
+from tests.training_material import make_prepared_folder
 from training import evaluate, flow, measures, optional_measures, testsets
 from training.clip_run import BICUBIC, MODEL, TRUTH, WITHOUT_TIME, ClipRun, EvaluationConfig
 from training.testsets import ClipPair, open_testsets
@@ -29,162 +29,11 @@ SETTING = measures.Setting(features=Path("nowhere"), device=torch.device("cpu"))
 QUICK = ["y_psnr", "rgb_psnr", "ssim", "flicker", "shimmer", "motion_energy", "high_pass"]
 
 
-def moving(num_frames: int, height: int = 64, width: int = 96, seed: int = 0, step: int = 2) -> Tensor:
-    """A pan over soft blobs, [T,H,W,3] in 0..1 on 8-bit levels."""
-    field = torch.from_numpy(smooth_noise(height, width + num_frames * step, seed)).float() / 255
-    return torch.stack([field[:, t * step : t * step + width] for t in range(num_frames)])
-
-
-def small(hr: Tensor) -> Tensor:
-    """A quarter of the size, on 8-bit levels."""
-    lr = torch.nn.functional.interpolate(hr.permute(0, 3, 1, 2), scale_factor=0.25, mode="area")
-    return lr.permute(0, 2, 3, 1).mul(255).round() / 255
-
-
-def softened(frames: Tensor) -> Tensor:
-    padded = torch.nn.functional.pad(frames.permute(0, 3, 1, 2), (2, 2, 2, 2), mode="replicate")
-    return torch.nn.functional.avg_pool2d(padded, 5, 1).permute(0, 2, 3, 1)
-
-
-def write_pictures(folder: Path, frames: Tensor) -> None:
-    folder.mkdir(parents=True)
-    for index, frame in enumerate(frames):
-        save(folder / f"{index:04d}.png", frame)
-
-
-def save(path: Path, frame: Tensor) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(frame.mul(255).round().byte().numpy()).save(path)
-
-
-def write_film(path: Path, frames: Tensor) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with VideoWriter(path, width=frames.shape[2], height=frames.shape[1], fps=8, codec="ffv1") as writer:
-        writer.write(frames)
-
-
-def found_in(folder: Path) -> list[tuple[str, str, int, bool]]:
-    return [(pair.group, pair.name, pair.scale, pair.hr is not None) for pair in open_testsets(folder)]
-
-
 def scores_of(pair: ClipPair, names: list[str], student: Student | None = None, **settings) -> dict:
     """Measure one clip: {method: scores}."""
     steps = measures.make_steps(names, SETTING)
     result = evaluate.evaluate(student, [pair], steps, EvaluationConfig(**settings), SETTING)
     return result["clips"][pair.group][pair.name]
-
-
-# Layouts
-
-HR = moving(3)
-LR = small(HR)
-
-
-def make_dove(root: Path) -> list:
-    for clip in ("a", "b"):
-        write_pictures(root / "UDM10" / "GT" / clip, HR)
-        write_pictures(root / "UDM10" / "LQ" / clip, LR)
-        write_film(root / "UDM10" / "LQ-Video" / f"{clip}.mkv", LR)
-    write_pictures(root / "RealVSR" / "GT" / "0", HR)
-    write_pictures(root / "RealVSR" / "LQ" / "0", softened(HR))
-    write_pictures(root / "VideoLQ" / "LQ" / "7", LR)
-    return [("RealVSR", "0", 1, True), ("UDM10", "a", 4, True), ("UDM10", "b", 4, True), ("VideoLQ", "7", 4, False)]
-
-
-def make_dove_videos(root: Path) -> list:
-    write_film(root / "GT-Video" / "a.mkv", HR)
-    write_film(root / "LQ-Video" / "a.mkv", LR)
-    return [(root.name, "a", 4, True)]
-
-
-def make_mmagic(root: Path) -> list:
-    for lr in ("BIx4", "BDx4"):
-        write_pictures(root / "UDM10" / lr / "archpeople", LR)
-    write_pictures(root / "UDM10" / "GT" / "archpeople", HR)
-    write_pictures(root / "VideoLQ" / "000", LR)
-    return [
-        ("UDM10 BIx4", "archpeople", 4, True),
-        ("UDM10 BDx4", "archpeople", 4, True),
-        ("VideoLQ", "000", 4, False),
-    ]
-
-
-def make_crops(root: Path) -> list:
-    for name in ("DSC_1", "DSC_2"):
-        save(root / "test_HR" / f"{name}_x4.png", HR[0])
-        save(root / "test_LR" / f"{name}_x1.png", LR[0])
-    return [(root.name, "DSC_1", 4, True), (root.name, "DSC_2", 4, True)]
-
-
-def make_realsr(root: Path) -> list:
-    for name in ("Canon_001", "Canon_002"):
-        save(root / f"{name}_HR.png", HR[0])
-        save(root / f"{name}_LR4.png", HR[0])
-    return [(root.name, "Canon_001", 1, True), (root.name, "Canon_002", 1, True)]
-
-
-def make_any_pairs(root: Path) -> list:
-    write_film(root / "hr" / "one.mkv", HR)
-    write_pictures(root / "lr" / "one", LR)
-    save(root / "hr" / "two.png", HR[0])
-    save(root / "lr" / "two.png", LR[0])
-    return [(root.name, "one", 4, True), (root.name, "two", 4, True)]
-
-
-def make_inputs_alone(root: Path) -> list:
-    write_film(root / "holiday.mkv", LR)
-    save(root / "photo.png", LR[0])
-    return [(root.name, "holiday", 4, False), (root.name, "photo", 4, False)]
-
-
-@pytest.mark.parametrize(
-    "make", [make_dove, make_dove_videos, make_mmagic, make_crops, make_realsr, make_any_pairs, make_inputs_alone]
-)
-def test_published_layouts_are_understood_and_measured(make, tmp_path: Path) -> None:
-    expected = make(tmp_path)
-    assert found_in(tmp_path) == expected
-    steps = measures.make_steps(["y_psnr", "motion_energy_lr"], SETTING)
-    clips = evaluate.evaluate(None, open_testsets(tmp_path), steps, EvaluationConfig(), SETTING)["clips"]
-    for group, name, _, has_truth in expected:
-        assert ("y_psnr" in clips[group][name][BICUBIC]) == has_truth
-
-
-def test_nothing_known_is_told(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no folder"):
-        open_testsets(tmp_path / "missing")
-    with pytest.raises(InputError, match="holds no clips"):
-        open_testsets(tmp_path)
-
-
-def test_clips_without_a_partner_are_named(tmp_path: Path) -> None:
-    make_dove(tmp_path)
-    write_pictures(tmp_path / "UDM10" / "LQ" / "extra", LR)
-    with pytest.raises(InputError, match=r"1 in .*LQ have no partner \(extra\)"):
-        open_testsets(tmp_path)
-
-
-def test_two_files_for_one_clip_are_refused(tmp_path: Path) -> None:
-    write_film(tmp_path / "clip.mkv", LR)
-    save(tmp_path / "clip.png", LR[0])
-    with pytest.raises(InputError, match="one name for two clips"):
-        open_testsets(tmp_path)
-
-
-def test_sizes_that_do_not_fit_are_told_and_not_cropped(tmp_path: Path) -> None:
-    write_pictures(tmp_path / "GT" / "a", HR[:, :62, :94])
-    write_pictures(tmp_path / "LQ" / "a", LR)
-    with pytest.raises(InputError, match=r"a: the LR frames are 24x16 and the ground truth is 94x62"):
-        open_testsets(tmp_path)
-
-
-@pytest.mark.parametrize("write", [write_pictures, lambda path, frames: write_film(path.with_suffix(".mkv"), frames)])
-def test_lengths_that_differ_are_told(write, tmp_path: Path) -> None:
-    write(tmp_path / "GT" / "a", HR)
-    write(tmp_path / "LQ" / "a", LR[:2])
-    pairs = open_testsets(tmp_path)
-    with pytest.raises(InputError, match="/a: the LR clip has 2 frames and the ground truth has 3"):
-        evaluate.evaluate(None, pairs, {}, EvaluationConfig(), SETTING)
-    evaluate.evaluate(None, pairs, {}, EvaluationConfig(frames=2), SETTING)
 
 
 # What is compared with what

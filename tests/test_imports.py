@@ -46,8 +46,9 @@ CORE = {
     "remux": "errors config",
     "sound": "errors config",
     "video_read": "errors config pixels images",
-    "video_write": "errors config pixels images remux video_read",
-    "video": "errors config pixels images remux video_read video_write",
+    "video_codecs": "errors config",
+    "video_write": "errors config pixels images remux video_read video_codecs",
+    "video": "errors config pixels images remux video_read video_codecs video_write",
     # frames and a Student in, frames out: neither files nor checkpoints
     "engine": "errors config student streaming tiling color shots memory",
     # what a run will need
@@ -173,6 +174,14 @@ def test_every_file_has_a_place():
         if part == "adcvsr_core":
             module = core_module(name)
             assert module in CORE, f"{name}: add {module!r} to CORE in tests/test_imports.py, with what it may import"
+
+
+def test_installed_copies_have_every_package():
+    """A folder that pyproject.toml does not list is missing from what pip installs."""
+    listed = (ROOT / "pyproject.toml").read_text("utf-8")
+    for init in (ROOT / "adcvsr_core").rglob("__init__.py"):
+        package = ".".join(init.parent.relative_to(ROOT).parts)
+        assert f'"{package}"' in listed, f"add {package!r} to [tool.setuptools] packages in pyproject.toml"
 
 
 def test_core_imports_point_one_way():

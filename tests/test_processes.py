@@ -18,7 +18,8 @@ SETTINGS = ["stage.steps=2", "stage.batch=2", "stage.optimizer=adam", "checkpoin
 
 def train(output: Path, folder: Path, num_processes: int) -> list[dict]:
     """Run `debug` under accelerate's launcher on the CPU; returns its log."""
-    launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_machines", "1", "--mixed_precision", "no"]
+    # Without --multi_gpu accelerate starts one process where there is no GPU; gloo connects them all the same.
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--mixed_precision", "no"]
     launcher += ["--dynamo_backend", "no", "--num_processes", str(num_processes), "--main_process_port", "0"]
     command = [sys.executable, *(launcher if num_processes > 1 else []), "-m", "training.train", "--recipe", "debug"]
     command += ["--output", str(output), "--data", str(folder)]
@@ -27,6 +28,7 @@ def train(output: Path, folder: Path, num_processes: int) -> list[dict]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert ("the first of 2 processes" in done.stdout) == (num_processes == 2), "as many as asked for"
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 

@@ -316,3 +316,18 @@ def test_fresh_students_begin_near_bicubic(name: str) -> None:
     with torch.no_grad():
         difference = (student(lr)[0] - bicubic).abs().mean()
     assert 1e-5 < difference < 0.05, "a silent or a loud start"
+
+
+def test_ctrl_c_reaches_the_workers_too_and_still_saves(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    command = [sys.executable, "-m", "training.train", "--recipe", "debug", "--output", str(output)]
+    command += ["--data", str(folder), "--set", "data.workers=2", "--set", "stage0.steps=400"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and len(_lines(output)) < 5:
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
+    assert process.wait(60) == 3
+    newest = list_checkpoints(output / "checkpoints")[-1]
+    assert load_checkpoint(newest)["step"] == len(_lines(output))

@@ -10,6 +10,7 @@ import dataclasses
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from itertools import groupby, islice
 from pathlib import Path
 
 import torch
@@ -29,6 +30,8 @@ from .teachers.cached import CachedTeacher
 from .validation import Validator
 
 _SECONDS_BETWEEN_LINES = 10.0
+# A teacher that moves its parts on and off a small GPU does so once a call.
+_CLIPS_AT_ONCE = 4
 
 Item = tuple[str, Tensor]  # key, LR clip [T,3,h,w] in [-1, 1]
 
@@ -145,13 +148,21 @@ def _validation_clips(config: TrainConfig, data: Path, index: Path) -> Iterator[
 def _fill(teacher: CachedTeacher, items: Iterable[Item], total: int, processes: Processes) -> None:
     """Ask the teacher for every item; the main process tells how far it is."""
     started = shown = time.monotonic()
-    for done, (key, lr) in enumerate(items, 1):
-        teacher(lr[None].to(processes.device), [key])
-        now = time.monotonic()
+    done = 0
+    for group in _groups(items):
+        teacher(torch.stack([lr for _, lr in group]).to(processes.device), [key for key, _ in group])
+        now, done = time.monotonic(), done + len(group)
         if processes.is_main and (now - shown > _SECONDS_BETWEEN_LINES or done == total):
             shown, left = now, (now - started) / done * (total - done)
             share = f" of process 0 of {processes.num}" if processes.num > 1 else ""
             print(f"{done}/{total} clips{share}, {teacher.num_computed} computed, {left / 60:.1f} min left", flush=True)
+
+
+def _groups(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Put neighbours of equal size together."""
+    for _, alike in groupby(items, key=lambda item: item[1].shape):
+        while group := list(islice(alike, _CLIPS_AT_ONCE)):
+            yield group
 
 
 if __name__ == "__main__":

@@ -43,9 +43,10 @@ class LossConfig:
         perceptual_name: which one: "dists" (AdcVSR), "lpips-vgg" (AdcSR's decoder), "lpips-alex": torchmetrics with its
             backbones; "st-lpips-alex", "st-lpips-vgg": offline, from `prepare_bundled_data`.
         perceptual_frames: frames of each clip that the perceptual term looks at, 0 = all.
-        flow: weight of the flow-guided temporal term: |sr_t+1 warped back - sr_t| where the target is visible in both.
+        flow: weight of the flow-guided temporal term: |e_t+1 fetched along the motion - e_t|, e = sr - hr, where a
+            point is visible in both frames.
         flow_source: "known" (material whose motion was generated; other clips do not count), "dis" (OpenCV's, from the
-            target), "raft" (torchvision's, from the target).
+            HR clip), "raft" (torchvision's, from the HR clip).
     """
 
     pixel: float = 1.0

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from adcvsr_core.errors import AdcvsrError, ConfigError
-from adcvsr_core.lora import load_with_lora
+from adcvsr_core.lora import load_with_lora, parse_lora
 from adcvsr_core.student import Student
 
 from .clip_run import BICUBIC, FEEDINGS, MODEL, TRUTH, WITHOUT_TIME, ClipRun, EvaluationConfig
@@ -199,7 +199,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the command's parser."""
     parser = argparse.ArgumentParser(prog="python -m training.evaluate", description="Measure a model on test sets.")
     parser.add_argument("--model", default="default", help='a student.safetensors, "default" (bundled) or "bicubic"')
-    parser.add_argument("--lora", type=_lora, metavar="FILE[:STRENGTH]", help="a LoRA for this model (strength 1)")
+    parser.add_argument("--lora", type=parse_lora, metavar="FILE[:STRENGTH]", help="a LoRA for this model (strength 1)")
     parser.add_argument("--data", type=Path, default=Path("bundled_data"), help="a test set or a folder of test sets")
     parser.add_argument("--out", type=Path, help="folder for evaluation.json")
     parser.add_argument("--save", action="store_true", help="also save a strip of each clip there: LR | methods | HR")
@@ -270,14 +270,6 @@ def _load(options: argparse.Namespace, device: torch.device, say: Callable[[str]
     if warning:
         say(f"warning: {warning}")
     return student
-
-
-def _lora(text: str) -> tuple[str, float]:
-    path, _, strength = text.rpartition(":")
-    try:
-        return (path, float(strength)) if path else (text, 1.0)
-    except ValueError:  # a colon of the path's own
-        return text, 1.0
 
 
 def _make_steps(names: list[str], setting: Setting, say: Callable[[str], None]) -> dict[str, Step]:

@@ -51,14 +51,6 @@ def add_lora(student: Student, lora: LoraConfig) -> None:
         parameter.requires_grad_(name in temporal or _is_adapter(name))
 
 
-def trainable_state(student: Student) -> dict[str, Tensor]:
-    """Return the parameters that train, by name, detached and not copied: what is worth averaging and checkpointing.
-
-    `student.load_state_dict(state, strict=False)` puts such values back.
-    """
-    return {name: each.detach() for name, each in student.named_parameters() if each.requires_grad}
-
-
 def lora_state(student: Student, base: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> Lora:
     """Return what training has changed, ready for `adcvsr_core.lora.save_lora`.
 

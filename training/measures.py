@@ -223,6 +223,7 @@ def _only(truth: bool, step: Step) -> Callable[[Setting], Step]:
 
 
 def _shimmer(shown: Shown) -> tuple[float, float] | None:
+    # Motion of sharp edges counts too: what matters is how far it is from the ground truth's.
     if len(shown.past) < 2:
         return None
     return metrics.shimmer(torch.stack([*reversed(shown.past), shown.sr])), 1.0
@@ -291,7 +292,7 @@ MEASURES: dict[str, Measure] = {
     "lpips_vgg": Measure(title="LPIPS(VGG)", better="lower", build=_perceptual("lpips-vgg")),
     "dists": Measure(title="DISTS", better="lower", build=_perceptual("dists")),
     "flicker": Measure(title="flicker", better="lower", build=_always(_flicker), digits=3),
-    "shimmer": Measure(title="shimmer", better="lower", build=_always(_shimmer), absolute=True, digits=3),
+    "shimmer": Measure(title="shimmer", better="", build=_always(_shimmer), absolute=True, digits=3),
     "motion_energy": Measure(title="motion energy", better="1", build=_only(True, _motion_energy), digits=3),
     "motion_energy_lr": Measure(title="motion energy/LR", better="1", build=_only(False, _motion_energy), digits=3),
     "high_pass": Measure(title="high-pass energy", better="1", build=_only(True, _high_pass), digits=3),

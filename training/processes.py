@@ -6,6 +6,7 @@ that bypass the temporal blocks, two optimizers, accumulation and recomputed act
 and a step's arithmetic is the same on one process and on eight. Knows nothing about networks.
 """
 
+import contextlib
 import os
 from collections.abc import Iterable, Iterator
 
@@ -40,16 +41,26 @@ class Processes:
                     "FSDP2 and DeepSpeed take one network per run, and here student and discriminators train together. "
                     "The student has half a billion parameters at most, which fits. Use plain multi-GPU"
                 )
-        self._state = PartialState()
+        # Left to itself, accelerate takes several processes without a CUDA device for one.
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        self._state = PartialState(cpu=several and not torch.cuda.is_available())
         if self._state.distributed_type.name not in _DATA_PARALLEL:
             raise ConfigError(f"accelerate's {self._state.distributed_type} is not supported; use plain multi-GPU")
         self.rank, self.num = self._state.process_index, self._state.num_processes
         self.device: torch.device = self._state.device
         self.is_main = self._state.is_main_process
 
+    def describe(self) -> str:
+        """Say where this process computes and how many there are."""
+        return f"{self.device}, {'1 process' if self.num == 1 else f'the first of {self.num} processes'}"
+
     def wait(self) -> None:
         """Return when every process has come here."""
         self._state.wait_for_everyone()
+
+    def main_first(self) -> contextlib.AbstractContextManager:
+        """Let the main process go through a block before the others."""
+        return self._state.main_process_first()
 
     def share(self, module: nn.Module) -> None:
         """Give every process the main one's weights."""

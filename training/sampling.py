@@ -17,6 +17,7 @@ Knows nothing about networks.
 """
 
 import hashlib
+import signal
 from collections.abc import Iterator
 
 import numpy as np
@@ -187,9 +188,16 @@ def make_loader(batches: Batches, first_step: int, workers: int) -> Iterator[tup
         batch_size=None,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=_leave_signals_to_the_main_process,
     )
     for index, batch in zip(indices, loader, strict=True):
         yield *divmod(index, batches.num_micro), batch
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    # Ctrl-C and a cluster's SIGTERM reach the whole group: the main process finishes its step and needs its workers.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _known_motion(clip: Clip, num_frames: int) -> dict[str, Tensor]:

@@ -31,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(describe_run(config, options.data, init))
             return 0
         trainer = Trainer(config, options.output, options.data, init=init, resume=options.resume)
+        if trainer.processes.is_main:
+            print(f"{config.recipe}: {config.total_steps} steps, on {trainer.processes.describe()}", flush=True)
         with _progress(trainer, config) as watch:
             complete = trainer.run(watch)
     except AdcvsrError as error:

@@ -124,7 +124,8 @@ class Trainer:
         self.run_state.teacher = make_teacher(self.config.teacher, self.processes.device)
         targets = Path(self.config.teacher.path) if self.config.teacher.kind == "folder" else None
         report = to_stderr if self.processes.is_main else _silent
-        self._source = open_source(self.data, self.config.data, "train", targets, index=self._index, report=report)
+        with self.processes.main_first():  # it looks for cuts, the others read what it found
+            self._source = open_source(self.data, self.config.data, "train", targets, index=self._index, report=report)
 
     def _make_student(self, init: dict[str, Tensor] | None) -> Student:
         torch.manual_seed(self.config.seed)

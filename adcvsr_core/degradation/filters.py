@@ -1,9 +1,8 @@
 """Filters over frames: any kernel, a Gaussian, and the unsharp mask. They run where the frames are.
 
-Knows nothing about how kernels are drawn.
+All are convolutions, whose sums do not depend on the number of threads; those of Fourier transforms and of products
+of large matrices do. Knows nothing about how kernels are drawn.
 """
-
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -28,24 +27,15 @@ def blur_step(config: BlurConfig, num_frames: int, rng: np.random.Generator) -> 
 
 def apply_kernel(frame: Tensor, kernel: Tensor) -> Tensor:
     """Filter [3,H,W] by [K,K], K odd; the picture is mirrored beyond its edge. Not clamped."""
-    height, width = frame.shape[1:]
-    radius = kernel.shape[0] // 2
-    rows, columns = (_mirrored(length, radius).to(frame.device) for length in (height, width))
-    padded = frame[:, rows][:, :, columns]
-    size = padded.shape[1:]
-    # By FFT: for 21 pixels several times faster than a sum of products. The kernels are symmetric about their middle,
-    # so convolution and correlation agree.
-    spectrum = torch.fft.rfft2(padded) * torch.fft.rfft2(kernel, s=size)
-    return torch.fft.irfft2(spectrum, s=size)[:, 2 * radius :, 2 * radius :]
+    padded = _mirror(frame, kernel.shape[0] // 2)
+    return F.conv2d(padded[None], kernel.expand(3, 1, -1, -1), groups=3)[0]
 
 
 def gaussian_blur(frames: Tensor, sigma: float) -> Tensor:
     """Blur [N,3,H,W] by a Gaussian of `sigma` pixels; the edge repeats."""
     radius = max(1, int(np.ceil(3 * sigma)))
-    kernel = gaussian(sigma, radius, frames.dtype).to(frames.device).repeat(3, 1, 1, 1)  # [3,1,1,K]
-    frames = F.pad(frames, (radius, radius, radius, radius), mode="replicate")
-    frames = F.conv2d(frames, kernel, groups=3)
-    return F.conv2d(frames, kernel.transpose(2, 3), groups=3)
+    padded = F.pad(frames, (radius, radius, radius, radius), mode="replicate")
+    return _along_both(padded, gaussian(sigma, radius, frames.dtype))
 
 
 def gaussian(sigma: float, radius: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -69,20 +59,23 @@ def unsharp_mask(frame: Tensor) -> Tensor:
 
 
 def _wide_blur(frame: Tensor) -> Tensor:
-    # Two products with matrices: several times faster than a convolution with 51 taps, and it mirrors by itself.
-    rows, columns = (_blur_matrix(length).to(frame) for length in frame.shape[1:])
-    return rows @ frame @ columns.T
+    return _along_both(_mirror(frame, UNSHARP_RADIUS)[None], gaussian(UNSHARP_SIGMA, UNSHARP_RADIUS, frame.dtype))[0]
 
 
-@lru_cache(maxsize=8)
-def _blur_matrix(length: int) -> Tensor:
-    kernel = gaussian(UNSHARP_SIGMA, UNSHARP_RADIUS)
-    sources = _mirrored(length, UNSHARP_RADIUS).unfold(0, len(kernel), 1)  # [length, taps]
-    return torch.zeros(length, length).scatter_add_(1, sources, kernel.expand(length, -1))
+def _along_both(padded: Tensor, line: Tensor) -> Tensor:
+    """Filter [N,3,H,W] by a line [K] along x and along y; K - 1 rows and columns are lost."""
+    kernel = line.to(padded.device).repeat(3, 1, 1, 1)  # [3,1,1,K]
+    return F.conv2d(F.conv2d(padded, kernel, groups=3), kernel.transpose(2, 3), groups=3)
+
+
+def _mirror(frame: Tensor, radius: int) -> Tensor:
+    """Pad [3,H,W] by its mirror image, any number of times; the edge is not repeated."""
+    rows, columns = (_mirrored(length, radius).to(frame.device) for length in frame.shape[1:])
+    return frame[:, rows][:, :, columns]
 
 
 def _mirrored(length: int, radius: int) -> Tensor:
-    """Return the indices -radius .. length + radius - 1 mirrored into 0 .. length - 1; the edge is not repeated."""
+    """Return the indices -radius .. length + radius - 1 mirrored into 0 .. length - 1."""
     period = max(1, 2 * (length - 1))
     positions = torch.arange(-radius, length + radius).remainder(period)
     return torch.minimum(positions, period - positions) if length > 1 else torch.zeros_like(positions)

@@ -6,6 +6,7 @@ Knows nothing about what comes before or after. Sources: Pillow's bicubic; RealB
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -71,8 +72,22 @@ def resize(frame: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     """Resize [3,H,W] to (height, width) by one of `MODES`, without antialiasing; not clamped."""
     if tuple(frame.shape[1:]) == tuple(size):
         return frame
+    if mode == "bilinear":
+        return _bilinear(frame, size)
     corners = {} if mode == "area" else {"align_corners": False}
     return F.interpolate(frame[None], size=tuple(size), mode=mode, **corners)[0]
+
+
+def _bilinear(frame: Tensor, size: tuple[int, int]) -> Tensor:
+    # torch's own rounds differently with another number of threads.
+    for dim, length in zip((1, 2), size):
+        last = frame.shape[dim] - 1
+        place = ((torch.arange(length, dtype=torch.float64) + 0.5) * (last + 1) / length - 0.5).clamp(0, last)
+        before = place.long()
+        share = (place - before).to(frame).view(-1, *[1] * (2 - dim))
+        before, after = (index.to(frame.device) for index in (before, (before + 1).clamp(max=last)))
+        frame = frame.index_select(dim, before) * (1 - share) + frame.index_select(dim, after) * share
+    return frame
 
 
 def downscale(frames: Tensor, scale: int) -> Tensor:

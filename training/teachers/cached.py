@@ -52,26 +52,28 @@ class CachedTeacher(Teacher):
         """Do nothing: the teacher behind is loaded when it is needed."""
 
     def super_resolve(self, lr: Tensor, keys: Sequence[str]) -> Tensor:
-        return torch.stack([self._clip(clip, key) for clip, key in zip(lr, keys, strict=True)])
-
-    def _clip(self, lr: Tensor, key: str) -> Tensor:
-        num_frames, _, height, width = lr.shape
+        num_frames, _, height, width = lr.shape[1:]
         shape = (num_frames, 3, SCALE * height, SCALE * width)
-        name = hashlib.sha256(json.dumps([key, *shape]).encode()).hexdigest()[:32]
-        folder = self.folder / name[:2]
-        clip = self._read(folder, name, shape)
-        if clip is not None:
-            self.num_read += 1
-        else:
-            path = write_clip(folder, name, self.teacher(lr[None], [key])[0], key)
-            clip = read_clip(path, shape)
-            if clip is None:
-                raise OutputError(f"{path} does not read as it was written; is the disk sound and its space enough?")
-            self.num_computed += 1
-        return clip.to(lr.device)
+        names = [hashlib.sha256(json.dumps([key, *shape]).encode()).hexdigest()[:32] for key in keys]
+        clips = [self._read(name, shape) for name in names]
+        missing = [index for index, clip in enumerate(clips) if clip is None]
+        if missing:
+            computed = self.teacher(lr[missing], [keys[index] for index in missing])
+            for index, sr in zip(missing, computed, strict=True):
+                clips[index] = self._store(names[index], sr, keys[index])
+        self.num_read += len(clips) - len(missing)
+        self.num_computed += len(missing)
+        return torch.stack(clips).to(lr.device)
 
-    def _read(self, folder: Path, name: str, shape: tuple[int, ...]) -> Tensor | None:
-        for path in find_clips(folder, name):
+    def _store(self, name: str, sr: Tensor, key: str) -> Tensor:
+        path = write_clip(self.folder / name[:2], name, sr, key)
+        clip = read_clip(path, tuple(sr.shape))
+        if clip is None:
+            raise OutputError(f"{path} does not read as it was written; is the disk sound and its space enough?")
+        return clip
+
+    def _read(self, name: str, shape: tuple[int, ...]) -> Tensor | None:
+        for path in find_clips(self.folder / name[:2], name):
             clip = read_clip(path, shape)
             if clip is not None:
                 return clip
