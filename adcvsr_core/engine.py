@@ -7,6 +7,7 @@ files, nodes or checkpoints: it takes an iterable of frames and a Student.
 """
 
 import copy
+import dataclasses
 import functools
 import itertools
 import math
@@ -219,13 +220,18 @@ class _Shot:
 
     def _shrink(self, lr: Tensor, error: Exception) -> None:
         release_cached(self.student.device)
-        if len(lr) < 2:
+        if len(lr) >= 2:
+            self.run.chunk = len(lr) // 2
+            warnings.warn(f"out of memory with {len(lr)} frames per step: going on with {self.run.chunk}", stacklevel=2)
+        elif len(lr) == 0 and any(state.largest_push > 1 for state in self.states):
+            # The end releases all frames that wait, and decodes them in groups as large as the largest push.
+            self.states = [dataclasses.replace(state, largest_push=1) for state in self.states]
+            warnings.warn("out of memory at the end of a shot: its last frames are decoded one by one", stacklevel=2)
+        else:
             raise OutOfMemory(
                 f"out of memory with one frame of {self.plan.work[1]}x{self.plan.work[0]} per step; "
                 "choose a tile, a smaller work size, or another device"
             ) from error
-        self.run.chunk = len(lr) // 2
-        warnings.warn(f"out of memory with {len(lr)} frames per step: going on with {self.run.chunk}", stacklevel=2)
 
     @torch.no_grad()
     def _to_frames(self, sr: Tensor) -> Tensor:

@@ -15,16 +15,21 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
+from torch import Tensor, nn
 
+from adcvsr_core import metrics
 from adcvsr_core.checkpoint import load_student
+from adcvsr_core.color import blur
 from adcvsr_core.degradation import degrade
 from adcvsr_core.student import Student
-from training import evaluate
 from training.config import TrainConfig, override
 from training.export import read_weights
+from training.perceptual import make_distance
 from training.progress import TrainingProgress
 from training.recipes import get_recipe
+from training.sampling import to_network
 from training.sources import open_source
 from training.trainer import Trainer
 from training.validation import bicubic_frames, nearest_frames, run_student, strip, time_slice
@@ -35,7 +40,6 @@ VARIANTS = {
     "dual head": [],
     "dual head, nothing shuffled": ["stage1.adversary.shuffled=0"],
 }
-METRICS = ["y_psnr", "ssim", "stlpips_vgg", "flicker", "shimmer", "motion_energy", "high_pass", "warping_error"]
 # What a CPU takes in minutes: 64-pixel crops, five frames.
 SMALL = ["stage.lr_size=16", "stage1.num_frames=5", "stage0.steps=150", "validate_every=100000", "checkpoint_every=100"]
 _COLORS = {"student": "red", "real": "green", "shuffled": "orange", "still": "blue", "stacked": "purple"}
@@ -59,49 +63,60 @@ def train(config: TrainConfig, init: str, data: Path, output: Path) -> Path:
     return result
 
 
-def measure(model: str, data: Path, output: Path) -> dict:
-    """Evaluate a model on the held-out clips, or read what was measured; returns evaluation.json."""
-    path = output / "evaluation.json"
-    if not path.exists():
-        evaluate.main(["--model", model, "--data", str(data), "--out", str(output), "--metrics", *METRICS])
-    return json.loads(path.read_text())
+@torch.no_grad()
+def look(students: dict[str, Student], data: Path, picture: Path, num_clips: int = 8) -> dict[str, dict[str, float]]:
+    """Run bicubic and every student on held-out clips, half of them through H.264.
 
-
-def table(results: dict[str, dict]) -> str:
-    """Return one Markdown table per test set, a row a model."""
-    lines = []
-    for group in next(iter(results.values()))["means"]:
-        lines += [f"**{group}**", "", "| | " + " | ".join(METRICS) + " |", "|---" * (len(METRICS) + 1) + "|"]
-        rows = {"bicubic": next(iter(results.values()))["means"][group]["bicubic"]}
-        rows |= {name: result["means"][group]["model"] for name, result in results.items()}
-        for name, scores in rows.items():
-            lines.append(f"| {name} | " + " | ".join(_number(scores.get(metric)) for metric in METRICS) + " |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}" if abs(value) < 10 else f"{value:.2f}"
-
-
-def draw_strips(students: dict[str, Student], data: Path, path: Path, num_clips: int = 4) -> None:
-    """Draw LR | bicubic | each student | HR, a row a clip, and below each row the same as x-t slices."""
-    config = get_recipe("bundled_stage2")
-    source = open_source(data, config.data, "heldout")
+    Returns:
+        the mean of each metric, by model. The first clips are drawn to `picture`: LR | bicubic | students | HR, and
+        below them the same as x-t slices.
+    """
+    source = open_source(data, get_recipe("bundled_stage2").data, "heldout")
+    distance = make_distance("st-lpips-vgg", data)
+    scores: dict[str, list[dict[str, float]]] = {}
     rows = []
     for index in range(num_clips):
         clip = source.draw_clip(np.random.default_rng(index), 9, 192, video=bool(index % 2))
         lr = degrade(clip.frames, ("clean", "h264")[index // 2 % 2], index)
-        columns = [nearest_frames(lr), bicubic_frames(lr), *(run_student(s, lr, 1.0) for s in students.values())]
-        columns.append(clip.frames)
+        made = {"bicubic": bicubic_frames(lr)}
+        made |= {name: run_student(student, lr, 1.0) for name, student in students.items()}
+        for name, sr in made.items():
+            scores.setdefault(name, []).append(measure(sr, clip.frames, distance))
+        columns = [nearest_frames(lr), *made.values(), clip.frames]
         rows += [strip([frames[4] for frames in columns]), strip([time_slice(frames) for frames in columns])]
-    height = sum(row.shape[0] + 4 for row in rows)
-    picture = Image.new("RGB", (rows[0].shape[1], height), "white")
-    top = 0
-    for row in rows:
-        picture.paste(Image.fromarray(row), (0, top))
-        top += row.shape[0] + 4
-    picture.save(path)
+    Image.fromarray(np.concatenate(rows[:8])).save(picture)
+    return {
+        name: {key: float(np.mean([each[key] for each in values])) for key in values[0]}
+        for name, values in scores.items()
+    }
+
+
+def measure(sr: Tensor, hr: Tensor, distance: nn.Module) -> dict[str, float]:
+    """Compare clips [T,H,W,3]: distance to the truth, its fine detail and its change over time, each as a ratio."""
+    middle = [to_network(frames[4:5]) for frames in (sr, hr)]
+    return {
+        "y_psnr": metrics.psnr(sr, hr).mean().item(),
+        "st_lpips_vgg": distance(*middle).item(),
+        "high_pass_ratio": fine_energy(sr) / fine_energy(hr),
+        "flicker": metrics.flicker(sr, hr).item(),
+        "motion_energy_ratio": metrics.motion_energy_ratio(sr, hr).item(),
+        "shimmer_ratio": metrics.shimmer(sr) / metrics.shimmer(hr),
+    }
+
+
+def fine_energy(frames: Tensor) -> float:
+    """Energy of the luma's finest wavelet band, in squared levels."""
+    luma = metrics.luma(frames)[:, None]
+    return float((luma - blur(luma, 1)).square().mean())
+
+
+def table(results: dict[str, dict[str, float]]) -> str:
+    """Return a Markdown table, a row a model."""
+    names = list(next(iter(results.values())))
+    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for model, scores in results.items():
+        lines.append(f"| {model} | " + " | ".join(f"{scores[name]:.3f}" for name in names) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def draw_curves(runs: dict[str, Path], path: Path) -> None:
@@ -166,12 +181,10 @@ def main(arguments: list[str] | None = None) -> int:
     for name, folder in folders.items():
         config = configure(VARIANTS[name], options.steps, options.seed)
         models[name] = str(train(config, options.init, options.data, folder))
-    measured = {"the start": options.out / "start", **folders}
-    results = {name: measure(model, options.data, measured[name]) for name, model in models.items()}
-    text = table(results)
+    students = {name: load_student(model) for name, model in models.items()}
+    text = table(look(students, options.data, options.out / "strips.png"))
     (options.out / "table.md").write_text(text)
     print(text)
-    draw_strips({name: load_student(model) for name, model in models.items()}, options.data, options.out / "strips.png")
     adversarial = {name: folder for name, folder in folders.items() if name != "no adversary"}
     draw_curves(adversarial, options.out / "curves.png")
     return 0

@@ -5,7 +5,7 @@ def make_extension():
     """Return ComfyUI's view of the pack."""
     from comfy_api.latest import ComfyExtension
 
-    from . import comfy, compare, degrade, finish, metrics, model, upscale, video, windows
+    from . import comfy_models, compare, degrade, finish, metrics, model, upscale, video, windows
 
     class AdcVSRExtension(ComfyExtension):
         async def get_node_list(self):
@@ -21,5 +21,5 @@ def make_extension():
                 degrade.Degrade,
             ]
 
-    comfy.register_model_folder()
+    comfy_models.register_model_folder()
     return AdcVSRExtension()

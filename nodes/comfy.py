@@ -1,92 +1,26 @@
-"""The bridge to ComfyUI: the only file that touches its folders, memory, progress bar and cancel button."""
+"""The bridge to ComfyUI's memory, progress bar, cancel button and folders; its models are in comfy_models.py."""
 
-import itertools
 import logging
 import os
 import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import comfy.model_management as mm
 import comfy.utils
 import folder_paths
 import torch
-from comfy.model_patcher import ModelPatcher
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..adcvsr_core import Cancelled, Student, UpscaleConfig, upscale
-from ..adcvsr_core.checkpoint import bundled_models
+from ..adcvsr_core import Cancelled, UpscaleConfig, upscale
 from ..adcvsr_core.engine import plan_run
-from ..adcvsr_core.errors import CheckpointError, InputError, OutOfMemory
-from ..adcvsr_core.lora import is_lora, load_with_lora
+from ..adcvsr_core.errors import OutOfMemory
 from ..adcvsr_core.needs import describe_plan, step_bytes
+from .comfy_models import LoadedModel
 
 log = logging.getLogger(__name__)
-FOLDER, NO_LORA = "adcvsr", "none"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_SUFFIXES = (".safetensors", ".pkl", ".ckpt")  # choosing an official AdcSR file tells how to convert it
 _PREVIEW_EDGE = 512
-
-
-class _Held(nn.Module):
-    """A student in a box: ComfyUI writes its own attributes onto what it manages."""
-
-    def __init__(self, student: Student):
-        super().__init__()
-        self.student = student
-
-
-@dataclass(frozen=True, eq=False)
-class LoadedModel:
-    """What an ADCVSR_MODEL wire carries: a student whose weights ComfyUI moves."""
-
-    name: str
-    patcher: ModelPatcher
-
-    @property
-    def student(self) -> Student:
-        return self.patcher.model.student
-
-
-def register_model_folder() -> None:
-    """Make models/adcvsr known beside what extra_model_paths.yaml may have named already."""
-    paths, suffixes = folder_paths.folder_names_and_paths.get(FOLDER, ([], set()))
-    own = os.path.join(folder_paths.models_dir, FOLDER)
-    folder_paths.folder_names_and_paths[FOLDER] = (list(dict.fromkeys([*paths, own])), {*suffixes, *_SUFFIXES})
-
-
-def model_names(loras: bool = False) -> list[str]:
-    """Return the models that can be chosen, those of the package first; or the LoRAs, "none" first."""
-    files = {name: folder_paths.get_full_path(FOLDER, name) or "" for name in folder_paths.get_filename_list(FOLDER)}
-    found = [name for name, file in files.items() if is_lora(file) == loras]
-    return [*([NO_LORA] if loras else bundled_models()), *found]
-
-
-def model_file(name: str) -> str:
-    """Return a chosen file, or a bundled model's name; nothing outside the model folders can be named."""
-    if name not in [*bundled_models(), *folder_paths.get_filename_list(FOLDER)]:
-        raise InputError(f"no model {name!r} in models/{FOLDER}; there are: {', '.join(model_names())}")
-    return name if name in bundled_models() else folder_paths.get_full_path_or_raise(FOLDER, name)
-
-
-def load_model(name: str, dtype: str, lora: str = NO_LORA, strength: float = 1.0) -> LoadedModel:
-    """Load a model, with a LoRA put on it, for ComfyUI to manage; `dtype` is "auto" or a key of `DTYPES`."""
-    files, device = {each: model_file(each) for each in (name, lora) if each != NO_LORA}, mm.get_torch_device()
-    best = torch.bfloat16 if device.type in ("cuda", "xpu") and mm.should_use_bf16(device) else torch.float32
-    dtype = best if dtype == "auto" else DTYPES[dtype]
-    try:
-        student, warning = load_with_lora(files[name], files.get(lora), strength, dtype)
-    except CheckpointError as error:
-        text = str(error)
-        for each, file in files.items():
-            text = text.replace(file, each)
-        raise CheckpointError(text) from None  # no folders of this machine in messages
-    if warning:
-        log.warning("AdcVSR: %s", warning)
-    patcher = ModelPatcher(_Held(student), load_device=device, offload_device=mm.unet_offload_device())
-    return LoadedModel(" with ".join(files), patcher)
 
 
 def upscaled(model: LoadedModel, frames: Iterable[Tensor], size: tuple[int, int], config: UpscaleConfig):
@@ -96,15 +30,20 @@ def upscaled(model: LoadedModel, frames: Iterable[Tensor], size: tuple[int, int]
     if any(weight.device.type != device.type for weight in student.parameters()):
         raise OutOfMemory(f"the model does not fit on {device}; close other programs, or use dtype bf16")
     log.info("AdcVSR: model %s, %s", model.name, describe_plan(plan_run(*size, student, config), student))
-    on_progress, pieces = _progress(getattr(frames, "num_frames", None)), iter(frames)
-    first = list(itertools.islice(pieces, 1))
-    for piece in first:  # shown at once: the network's first comes a look-ahead later
-        on_progress(0, None, piece[0])
+    on_progress = _progress(getattr(frames, "num_frames", None))
     try:
-        yield from upscale(itertools.chain(first, pieces), student, config, on_progress, mm.processing_interrupted)
+        yield from upscale(_shown(frames, on_progress), student, config, on_progress, mm.processing_interrupted)
     except Cancelled:
         mm.throw_exception_if_processing_interrupted()
         raise
+
+
+def _shown(frames: Iterable[Tensor], on_progress) -> Iterator[Tensor]:
+    """Pass frames on, showing the first at once: the network's first comes a look-ahead later."""
+    for index, piece in enumerate(frames):
+        if index == 0:
+            on_progress(0, None, piece[0])
+        yield piece
 
 
 def _progress(total: int | None):

@@ -5,7 +5,7 @@ import os
 from comfy_api.latest import io
 
 from ..adcvsr_core.lora import MAX_STRENGTH
-from . import comfy
+from . import comfy_models as models
 from .schema import Model, refusal, schema
 
 
@@ -22,22 +22,22 @@ class LoadModel(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "model",
-                    options=comfy.model_names(),
+                    options=models.model_names(),
                     default="default",
                     tooltip="Bundled models first, then the .safetensors files of models/adcvsr. Official AdcSR files "
                     "(.pkl, .ckpt) are listed too: choosing one tells the one command that converts them.",
                 ),
                 io.Combo.Input(
                     "dtype",
-                    options=["auto", *comfy.DTYPES],
+                    options=["auto", *models.DTYPES],
                     default="auto",
                     tooltip="Number format of the weights. auto = bf16 on GPUs that are good at it, else fp32. bf16 "
                     "and fp16 take half the memory; fp16 may overflow, and then a shot goes on in fp32.",
                 ),
                 io.Combo.Input(
                     "lora",
-                    options=comfy.model_names(loras=True),
-                    default=comfy.NO_LORA,
+                    options=models.model_names(loras=True),
+                    default=models.NO_LORA,
                     optional=True,
                     tooltip="A LoRA made by this project's training, from models/adcvsr: a small file that changes the "
                     "model it was trained on, for example towards your own footage. Costs no time when it runs.",
@@ -57,8 +57,8 @@ class LoadModel(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model, dtype, lora=comfy.NO_LORA, lora_strength=1.0):
-        files = [comfy.model_file(name) for name in (model, lora) if name != comfy.NO_LORA]
+    def fingerprint_inputs(cls, model, dtype, lora=models.NO_LORA, lora_strength=1.0):
+        files = [models.model_file(name) for name in (model, lora) if name != models.NO_LORA]
         return (dtype, lora_strength, *((each, os.path.isfile(each) and os.stat(each).st_mtime_ns) for each in files))
 
     @classmethod
@@ -66,5 +66,5 @@ class LoadModel(io.ComfyNode):
         return refusal(cls, model=model, dtype=dtype, lora=lora)
 
     @classmethod
-    def execute(cls, model, dtype, lora=comfy.NO_LORA, lora_strength=1.0):
-        return io.NodeOutput(comfy.load_model(model, dtype, lora, lora_strength))
+    def execute(cls, model, dtype, lora=models.NO_LORA, lora_strength=1.0):
+        return io.NodeOutput(models.load_model(model, dtype, lora, lora_strength))

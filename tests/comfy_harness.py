@@ -208,7 +208,7 @@ STORE["warnings"] = load_pack()
 PREFIX = next(name for name in sys.modules if name.endswith(".adcvsr_core")).removesuffix("adcvsr_core")
 core = sys.modules[f"{PREFIX}adcvsr_core"]
 core_video = sys.modules[f"{PREFIX}adcvsr_core.video"]
-bridge = sys.modules[f"{PREFIX}nodes.comfy"]
+models = sys.modules[f"{PREFIX}nodes.comfy_models"]
 needs = sys.modules[f"{PREFIX}adcvsr_core.needs"]
 SAMPLE = PACK / "adcvsr_core" / "samples" / "demo.mp4"
 LOADED = node("LoadModel", model="default", dtype="auto")
@@ -261,17 +261,17 @@ def frames_of(path):
 
 @torch.inference_mode()
 def call(functions):
-    """Call what the command line names, or all, and write null or a traceback for each."""
+    """Call what the command line names, or all, and write what each returned, or a traceback."""
     answers = {}
     for name in ("input", "output", "temp"):
         (BASE / name).mkdir(parents=True, exist_ok=True)
     for name in CHOSEN or functions:
         begin = time.monotonic()
         try:
-            functions[name]()
-            answers[name] = None
+            answers[name] = functions[name]()
         except Exception:
             answers[name] = traceback.format_exc()
             STORE.pop("hook", None)
-        print(f"{name}: {'ok' if answers[name] is None else 'FAILED'} in {time.monotonic() - begin:.1f} s", flush=True)
+        said = "FAILED" if isinstance(answers[name], str) else "ok"
+        print(f"{name}: {said} in {time.monotonic() - begin:.1f} s", flush=True)
         ANSWERS.write_text(json.dumps(answers))

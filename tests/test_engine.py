@@ -214,6 +214,20 @@ def test_out_of_memory_in_a_later_tile_leaves_all_tiles_in_step(monkeypatch, stu
         assert (run(clip, student, config) - expected).abs().max() < 1e-4
 
 
+def test_out_of_memory_at_the_end_of_a_shot_decodes_its_last_frames_one_by_one(monkeypatch, student):
+    clip = torch.rand(23, 16, 16, 3)
+    expected, original = run(clip, student), type(student).forward
+
+    def forward(self, lr, state, *args, **kwargs):
+        if lr.shape[1] == 0 and state.largest_push > 1:
+            raise MemoryError
+        return original(self, lr, state, *args, **kwargs)
+
+    monkeypatch.setattr(type(student), "forward", forward)
+    with pytest.warns(UserWarning, match="out of memory at the end"):
+        assert (run(clip, student, UpscaleConfig(cuts=0.0, chunk=8)) - expected).abs().max() < 1e-4
+
+
 def test_out_of_memory_with_one_frame_says_what_to_do(monkeypatch, student):
     _fail_when(monkeypatch, student, lambda *_: True, MemoryError())
     with pytest.raises(OutOfMemory, match="16x16.*choose a tile"), warnings.catch_warnings():

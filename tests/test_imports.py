@@ -38,6 +38,7 @@ CORE = {
     "compare": "errors config",
     "frames": "errors config",
     "windows": "errors config",
+    "paths": "errors config",
     "views": "errors config frames compare",
     "finish": "errors config frames color",
     # files in and out, a branch of its own

@@ -1,7 +1,7 @@
 """The ComfyUI nodes: what can be seen without ComfyUI, and, marked `comfy`, everything in a real one.
 
 The marked tests need COMFYUI_DIR, a ComfyUI's folder, and its Python: COMFYUI_PYTHON, or a venv in or beside it.
-They run `comfy_checks.py` once for each name that the pack's folder is known to get.
+They run `comfy_checks.py` and `comfy_memory.py` in processes of their own.
 """
 
 import ast
@@ -12,16 +12,20 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
+from adcvsr_core.video import VideoWriter
 from tests.comfy_pack import IDS, ROOT, comfyui, copy_pack
 
-CHECKS = Path(__file__).with_name("comfy_checks.py")
+CHECKS, MEMORY = (Path(__file__).with_name(f"comfy_{name}.py") for name in ("checks", "memory"))
+SLOW = "check_a_full_size_checkpoint"
 NODE_FILES = sorted((ROOT / "nodes").glob("*.py"))
 
 
-def check_names() -> list[str]:
-    tree = ast.parse(CHECKS.read_text("utf-8"))
-    return [each.name for each in tree.body if isinstance(each, ast.FunctionDef) and each.name.startswith("check_")]
+def check_names(script: Path) -> list[str]:
+    tree = ast.parse(script.read_text("utf-8"))
+    names = [each.name for each in tree.body if isinstance(each, ast.FunctionDef)]
+    return [name for name in names if name.startswith("check_") and name != SLOW]
 
 
 @pytest.mark.parametrize("path", NODE_FILES, ids=lambda path: path.name)
@@ -38,8 +42,10 @@ def test_node_files_are_short_and_explained(path):
             assert "environ" not in ast.unparse(call.func), f"{path.name}:{call.lineno} reads the environment"
 
 
-@pytest.mark.parametrize("path", [path for path in NODE_FILES if path.name != "comfy.py"], ids=lambda path: path.name)
-def test_one_file_talks_to_comfyui(path):
+@pytest.mark.parametrize(
+    "path", [path for path in NODE_FILES if path.stem not in ("comfy", "comfy_models")], ids=lambda path: path.name
+)
+def test_two_files_talk_to_comfyui(path):
     """Folders, memory, progress and cancel are the bridge's; the others see only ComfyUI's schema types."""
     for each in ast.walk(ast.parse(path.read_text("utf-8"))):
         names = [alias.name for alias in each.names] if isinstance(each, ast.Import) else []
@@ -88,14 +94,14 @@ def test_workflows_are_whole_and_explain_themselves(path):
     assert len(notes) == 1 and "adcvsr_core/samples/demo.mp4" in notes[0] and "your own clip" in notes[0]
 
 
-def run_checks(base: Path, folder_name: str, names: list[str]) -> dict[str, str | None]:
+def run_checks(base: Path, folder_name: str, names: list[str], script: Path = CHECKS) -> dict[str, object]:
     """Copy the pack into a fresh ComfyUI base folder under a name, run checks there and return the answers."""
     folder, python = comfyui()
     pack, answers = base / "custom_nodes" / folder_name, base / "answers.json"
     copy_pack(pack)
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
     done = subprocess.run(
-        [python, CHECKS, folder, pack, base, answers, *names],
+        [python, script, folder, pack, base, answers, *names],
         env={**kept, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -108,13 +114,15 @@ def run_checks(base: Path, folder_name: str, names: list[str]) -> dict[str, str 
 
 
 @pytest.fixture(scope="session")
-def answers(tmp_path_factory) -> dict[str, str | None]:
-    names = [name for name in check_names() if name != "check_a_full_size_checkpoint"]
-    return run_checks(tmp_path_factory.mktemp("base"), "ComfyUI-AdcVSR", names)
+def answers(tmp_path_factory) -> dict[str, object]:
+    found = {}
+    for script in (CHECKS, MEMORY):
+        found |= run_checks(tmp_path_factory.mktemp("base"), "ComfyUI-AdcVSR", check_names(script), script)
+    return found
 
 
 @pytest.mark.comfy
-@pytest.mark.parametrize("name", [name for name in check_names() if name != "check_a_full_size_checkpoint"])
+@pytest.mark.parametrize("name", [*check_names(CHECKS), *check_names(MEMORY)])
 def test_in_comfyui(name, answers):
     assert answers[name] is None, answers[name]
 
@@ -127,8 +135,23 @@ def test_the_folder_may_have_another_name(tmp_path):
 
 
 @pytest.mark.comfy
+def test_long_videos_need_no_more_memory(tmp_path):
+    """From cold, each length in a process of its own."""
+    picture, lengths, peaks = torch.rand(1, 128, 192, 3), (50, 300), []
+    for length in lengths:
+        base = tmp_path / str(length)
+        (base / "input").mkdir(parents=True)
+        with VideoWriter(base / "input" / "long.mp4", width=192, height=128, fps=24) as writer:
+            for shift in range(length):
+                writer.write(picture.roll(shift, 2))
+        peaks.append(run_checks(base, "ComfyUI-AdcVSR", ["peak"], MEMORY)["peak"])
+    print(f"highest RAM in MiB at {lengths} frames: {[each // 1024 for each in peaks]}")
+    held = (lengths[1] - lengths[0]) * 256 * 384 * 3 * 4 / 1024
+    assert held > 0.2 * peaks[0], "the clips are too small to tell"
+    assert peaks[1] <= 1.05 * peaks[0], peaks
+
+
+@pytest.mark.comfy
 @pytest.mark.slow
 def test_a_full_size_checkpoint_runs(tmp_path):
-    assert run_checks(tmp_path, "ComfyUI-AdcVSR", ["check_a_full_size_checkpoint"]) == {
-        "check_a_full_size_checkpoint": None
-    }
+    assert run_checks(tmp_path, "ComfyUI-AdcVSR", [SLOW], MEMORY) == {SLOW: None}

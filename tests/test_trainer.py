@@ -18,6 +18,7 @@ from adcvsr_core.config import PRESETS
 from adcvsr_core.errors import CheckpointError, ConfigError
 from adcvsr_core.lora import merge_lora, read_lora
 from adcvsr_core.student import Student
+from tests.training_material import make_footage
 from training import export, train
 from training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from training.config import TrainConfig, override
@@ -137,9 +138,7 @@ def whole_run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[fl
     return losses_of(log_of(output))
 
 
-def test_killed_run_goes_on_with_the_same_losses(
-    folder: Path, tmp_path: Path, whole_run: list[float]
-) -> None:
+def test_killed_run_goes_on_with_the_same_losses(folder: Path, tmp_path: Path, whole_run: list[float]) -> None:
     output = tmp_path / "run"
     command = [sys.executable, "-m", "training.train", "--recipe", "debug", "--output", str(output)]
     command += ["--data", str(folder), "--set", "checkpoint_every=2"]
@@ -283,6 +282,22 @@ def test_adapters_end_as_a_small_file_that_gives_the_same_student(folder: Path, 
         merge_lora(plain, read_lora(tmp_path / "run" / "lora.safetensors"), 1.0)
         assert (merged(lr) - plain(lr)).abs().max() < 1e-5
     assert (tmp_path / "run" / "lora.safetensors").stat().st_size < base.stat().st_size
+
+
+def test_one_command_fine_tunes_on_a_folder_and_beats_its_start(folder: Path, tmp_path: Path, capsys) -> None:
+    run(train.shorten(debug(), 3), tmp_path / "start", folder)
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    make_footage(clips)  # one shot, three shots, a broken file
+    command = ["--recipe", "finetune_full", "--init", str(tmp_path / "start" / "student.safetensors")]
+    command += ["--data", str(clips), "--output", str(tmp_path / "run"), "--max-steps", "60"]
+    settings = ["stage.lr_size=16", "stage.batch=2", "stage.num_frames=3", "data.workers=0", "precision=fp32"]
+    settings += ["stage.learning_rate=0.004", 'stage.mixture=[["clean",1.0]]', "stage.warmup=0", "ema_decay=0.9"]
+    assert train.main([*command, *(word for setting in settings for word in ("--set", setting))]) == 0
+    assert "left out" in capsys.readouterr().err, "the broken file was not named"
+    gains = [json.loads(line) for line in (tmp_path / "run" / "validation" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in gains] == [0, 60]
+    assert gains[1]["gain_clean_db"] > gains[0]["gain_clean_db"] + 0.1, "on shots that it never saw"
 
 
 def test_a_recipe_that_goes_on_asks_for_a_model(folder: Path, tmp_path: Path, capsys) -> None:

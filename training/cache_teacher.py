@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adcvsr_core.degradation import degrade
 from adcvsr_core.errors import AdcvsrError, ConfigError
 
 from .clips import to_stderr
@@ -104,7 +103,8 @@ def _share(config: TrainConfig, data: Path, processes: Processes) -> tuple[Itera
     report = to_stderr if processes.is_main else _silent
     source = open_source(data, config.data, "train", index=index, report=report)
     pools = [_Pool(config, stage, source, processes) for stage in config.stages if stage.task == "restore"]
-    shown = list(_validation_clips(config, data, index)) if processes.is_main else []
+    cases = Validator(config, data, Path(), None, index).cases if processes.is_main else []
+    shown = [(case.key, to_network(case.lr)) for case in cases]
     return _items(shown, pools, config.data.workers), len(shown) + sum(map(len, pools))
 
 
@@ -134,15 +134,6 @@ class _Pool(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> Item:
         sample = self.batches.sample(*divmod(self.numbers[index], self.batches.stage.batch))
         return sample["key"], sample["lr"]
-
-
-def _validation_clips(config: TrainConfig, data: Path, index: Path) -> Iterator[Item]:
-    """Yield what the run's validation will ask the teacher for, under the same keys."""
-    validator = Validator(config, data, Path(), None, index)
-    for number, clip in enumerate(validator.clips):
-        for kind in validator.kinds:
-            lr = clip.lr if clip.lr is not None else degrade(clip.frames, kind, number)
-            yield f"validation {number} {kind} {clip.name}", to_network(lr)
 
 
 def _fill(teacher: CachedTeacher, items: Iterable[Item], total: int, processes: Processes) -> None:

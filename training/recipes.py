@@ -164,7 +164,8 @@ def adcsr_distill() -> TrainConfig:
     200 epochs of 1,000 steps, 12 images on each of 8 GPUs, LSDIR at 512 pixels, Real-ESRGAN's degradation as AdcSR
     sets it; Adam 1e-4 halved at epoch 100, adversary 1e-6 with LoRA of rank 4; both terms weigh 1 and no pixel is
     compared. Set `teacher.path`, `teacher.extra`, `stable_diffusion` and `half_decoder`; begin with the student of
-    `adcsr_decoder`.
+    `adcsr_decoder`. AdcSR takes its teacher's latents; here every teacher gives frames, which the feature space encodes
+    again, as in AdcVSR.
     """
     stage = StageConfig(
         name="distillation",

@@ -166,7 +166,7 @@ class Trainer:
                 on_step(line)
             ratios = [*ratios[-99:], line["ratio"]] if is_finite([line.get("ratio", float("nan"))]) else ratios
             self._check_alive(index, step, ratios)
-            if self.step % self.config.validate_every == 0:
+            if self.step % self.config.validate_every == 0 or self.step == self.config.total_steps:
                 self._validate()
             if self.step % self.config.checkpoint_every == 0:
                 self._save()

@@ -4,6 +4,7 @@ Small and quick on purpose; `training.evaluate` measures in earnest. Knows nothi
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,11 @@ class Validator:
         self.strength = config.stages[-1].temporal_strength
         heaviest = max(config.stages[-1].mixture, key=lambda item: item[1] if item[0] != "clean" else 0)[0]
         self.kinds = ("clean", heaviest) if heaviest != "clean" else ("clean",)
-        self.clips = _draw_clips(config, data, index)
+        self.cases = [
+            Case(f"validation {number} {kind} {clip.name}", kind, _lr_of(clip, kind, number), clip.frames)
+            for number, clip in enumerate(_draw_clips(config, data, index))
+            for kind in self.kinds
+        ]
 
     @torch.no_grad()
     def show(self, student: Student, average: Average, trained: nn.Module, step: int) -> None:
@@ -55,32 +60,49 @@ class Validator:
         self.folder.mkdir(parents=True, exist_ok=True)
         student.eval()
         rows, gains, films = [], {kind: [] for kind in self.kinds}, []
-        for index, clip in enumerate(self.clips):
-            for kind in self.kinds:
-                columns = self._columns(student, average, trained, clip, kind, index)
-                gain = psnr(columns["average"], columns["hr"]) - psnr(columns["bicubic"], columns["hr"])
-                gains[kind].append(gain.mean().item())
-                rows.append(_row(columns))
-                films.append(torch.cat([columns["lr"], columns["average"], columns["hr"]], dim=2))
+        for case in self.cases:
+            columns = self._columns(student, average, trained, case)
+            gain = psnr(columns["average"], columns["hr"]) - psnr(columns["bicubic"], columns["hr"])
+            gains[case.kind].append(gain.mean().item())
+            rows.append(_row(columns))
+            films.append(torch.cat([columns["lr"], columns["average"], columns["hr"]], dim=2))
         Image.fromarray(np.concatenate(rows)).save(self.folder / f"step-{step:08d}.png")
         _save_film(torch.cat(films), self.folder / f"step-{step:08d}.mp4")
         line = {"step": step} | {f"gain_{kind}_db": round(float(np.mean(v)), 4) for kind, v in gains.items()}
         with (self.folder / "metrics.jsonl").open("a") as log:
             log.write(json.dumps(line) + "\n")
 
-    def _columns(
-        self, student: Student, average: Average, trained: nn.Module, clip: Clip, kind: str, index: int
-    ) -> dict[str, Tensor]:
-        lr = clip.lr if clip.lr is not None else degrade(clip.frames, kind, index)
-        columns = {"lr": nearest_frames(lr), "bicubic": bicubic_frames(lr)}
-        columns["student"] = run_student(student, lr, self.strength)
+    def _columns(self, student: Student, average: Average, trained: nn.Module, case: "Case") -> dict[str, Tensor]:
+        columns = {"lr": nearest_frames(case.lr), "bicubic": bicubic_frames(case.lr)}
+        columns["student"] = run_student(student, case.lr, self.strength)
         with average.inside(trained):
-            columns["average"] = run_student(student, lr, self.strength)
+            columns["average"] = run_student(student, case.lr, self.strength)
         if self.teacher is not None:
-            sr = self.teacher(to_network(lr)[None].to(student.device), [f"validation {index} {kind} {clip.name}"])
+            sr = self.teacher(to_network(case.lr)[None].to(student.device), [case.key])
             columns["teacher"] = to_frames(sr[0].cpu())
-        columns["hr"] = clip.frames
+        columns["hr"] = case.hr
         return columns
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is looked at: a clip and one kind of damage.
+
+    Attributes:
+        key: identifies the LR clip for a teacher's cache.
+        kind: of damage.
+        lr: [T,h,w,3] in 0..1.
+        hr: [T,4h,4w,3] in 0..1.
+    """
+
+    key: str
+    kind: str
+    lr: Tensor
+    hr: Tensor
+
+
+def _lr_of(clip: Clip, kind: str, seed: int) -> Tensor:
+    return clip.lr if clip.lr is not None else degrade(clip.frames, kind, seed)
 
 
 def _draw_clips(config: TrainConfig, data: Path, index: Path) -> list[Clip]:
