@@ -269,17 +269,18 @@ def check_models_are_found_where_they_belong():
 
 
 def check_paths_cannot_leave_the_model_folders():
-    folder, secret = BASE / "models" / "adcvsr", BASE / "secret.safetensors"
+    folder, secret = BASE / "models" / "adcvsr", BASE / "private" / "secret.safetensors"
+    for each in (folder, secret.parent):
+        each.mkdir(parents=True, exist_ok=True)
     shutil.copy(PACK / "adcvsr_core" / "weights" / "default.safetensors", secret)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "passwords.safetensors").symlink_to("/etc/passwd")
-    (folder / "out.safetensors").symlink_to(secret)
-    (folder / "up").symlink_to(BASE)  # a folder's link: what lies behind it is outside as well
+    links = {"passwords.safetensors": "/etc/passwd", "out.safetensors": secret, "out": secret.parent}
+    for name, target in links.items():
+        (folder / name).symlink_to(target)
     folder_paths.filename_list_cache.clear()
-    for name in ("../../secret.safetensors", "../secret.safetensors", str(secret), "../../etc/passwd", "/etc/passwd"):
+    for name in ("../../private/secret.safetensors", str(secret), "../../etc/passwd", "/etc/passwd"):
         assert error_of({"out": node("LoadModel", model=name, dtype="auto")}).startswith("refused"), name
         assert "no model" in refusal_of(name)
-    for name in ("passwords.safetensors", "out.safetensors", "up/secret.safetensors"):
+    for name in ("passwords.safetensors", "out.safetensors", "out/secret.safetensors"):
         assert name in models.model_names(), name
         assert "a link out of its folder" in error_of({"out": node("LoadModel", model=name, dtype="auto")}), name
         assert "/etc" not in refusal_of(name) and str(BASE) not in refusal_of(name)
@@ -287,6 +288,8 @@ def check_paths_cannot_leave_the_model_folders():
     (folder / "alias.safetensors").symlink_to("inside.safetensors")
     folder_paths.filename_list_cache.clear()
     assert models.load_model("alias.safetensors", "auto").name == "alias.safetensors"
+    for name in links:
+        (folder / name).unlink()
 
 
 def refusal_of(name: str) -> str:

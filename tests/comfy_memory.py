@@ -62,11 +62,11 @@ def check_half_precision():
 
 
 def failing(condition):
-    """Let the network run out of memory when `condition(frames, stream)` is true."""
+    """Let the network run out of memory when `condition(frames)` is true; return what it was."""
     original = core.Student.forward
 
     def forward(self, lr, stream=None, *arguments, **options):
-        if condition(lr, stream):
+        if lr.device.type != "meta" and condition(lr):  # the size of a stream's state is found with empty tensors
             raise mm.OOM_EXCEPTION("out of memory")
         return original(self, lr, stream, *arguments, **options)
 
@@ -76,7 +76,7 @@ def failing(condition):
 
 def check_out_of_memory_goes_on_at_the_same_frame():
     calls = []
-    original = failing(lambda lr, _: calls.append(lr.shape[1]) or (len(calls) > 2 and lr.shape[1] > 2))
+    original = failing(lambda lr: calls.append(lr.shape[1]) or (len(calls) > 2 and lr.shape[1] > 2))
     try:
         (images,) = run(upscale_graph(clip(), chunk=8))
         values = [value for value, _, _ in SHOWN]
@@ -94,12 +94,12 @@ def check_out_of_memory_goes_on_at_the_same_frame():
 
 
 def check_out_of_memory_for_good_says_what_to_do():
-    original = failing(lambda *_: True)
+    original = failing(lambda _: True)
     try:
         message = error_of(upscale_graph(clip()))
     finally:
         core.Student.forward = original
-    assert "out of memory with one frame of 50x36" in message and "choose a tile" in message, message
+    assert "out of memory with one frame of 25x18" in message and "choose a tile" in message, message
     assert len(run(upscale_graph(clip()))[0]) == 22
 
 

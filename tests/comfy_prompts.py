@@ -3,6 +3,16 @@
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 DYNAMIC = "COMFY_DYNAMICCOMBO_V3"  # a menu whose choice brings inputs of its own, named "menu.input"
 
+# What to change in the examples, by node type and input, to spare the machine: all frames, but small ones.
+_SMALL = {"scale": 0.5, "height": 0, "work_size": 24}
+_SMALLER = {"AdcVSR_Upscale": _SMALL, "AdcVSR_UpscaleVideo": _SMALL, "AdcVSR_Finish": {"height": 64}}
+_BACK_TO_SIZE = {"AdcVSR_Degrade": {"scale": 2}, "AdcVSR_Upscale": {"scale": 2.0, "work_size": 24}}
+
+
+def changes_of(workflow: str) -> dict[str, dict]:
+    """Return what to change in an example, `{node type: {input: value}}`, so that it runs in seconds."""
+    return _BACK_TO_SIZE if workflow == "degrade_and_restore_lab" else _SMALLER
+
 
 def prompt_of(workflow: dict, described: dict[str, dict]) -> dict:
     """Turn a saved graph into a prompt as the front end does, and refuse widgets that the schema does not explain.

@@ -38,5 +38,5 @@ async def listen(address: str, graph: dict) -> dict:
 
 
 if __name__ == "__main__":
-    found = asyncio.run(asyncio.wait_for(listen(sys.argv[1], json.loads(Path(sys.argv[2]).read_text())), 240))
+    found = asyncio.run(asyncio.wait_for(listen(sys.argv[1], json.loads(Path(sys.argv[2]).read_text())), 600))
     Path(sys.argv[3]).write_text(json.dumps(found))

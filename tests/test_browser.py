@@ -18,16 +18,13 @@ from pathlib import Path
 import pytest
 
 from tests.comfy_pack import IDS, ROOT, comfyui
-from tests.comfy_prompts import prompt_of
+from tests.comfy_prompts import changes_of, prompt_of
 from tests.comfy_server import Server
 
 pytestmark = pytest.mark.browser
 
 STEPS = Path(__file__).with_name("browser_steps.py")
 WORKFLOWS = {path.stem: path for path in sorted((ROOT / "workflows").glob("*.json"))}
-SMALL = {"scale": 0.5, "height": 0, "work_size": 24}  # to spare the machine: here it is the page that is tested
-CHANGES = {"AdcVSR_Upscale": SMALL, "AdcVSR_UpscaleVideo": SMALL, "AdcVSR_Finish": {"height": 64}}
-LAB = {"AdcVSR_Degrade": {"scale": 2}, "AdcVSR_Upscale": {"scale": 2.0, "work_size": 24}}  # back to the same size
 TITLE = 30  # pixels of a node above its position
 
 
@@ -70,7 +67,7 @@ def seen(tmp_path_factory) -> dict:
             "address": server.address,
             "out": str(pictures.resolve()),
             "workflows": {name: str(path) for name, path in WORKFLOWS.items()},
-            "run": {name: LAB if name == "degrade_and_restore_lab" else CHANGES for name in WORKFLOWS},
+            "run": {name: changes_of(name) for name in WORKFLOWS},
         }
         (out / "task.json").write_text(json.dumps(task), "utf-8")
         done = subprocess.run([comfyui()[1], STEPS, out / "task.json"], capture_output=True, text=True)

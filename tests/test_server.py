@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from adcvsr_core.video import read_video
 from tests.comfy_pack import IDS, ROOT, comfyui
+from tests.comfy_prompts import changes_of, prompt_of
 from tests.comfy_server import Server
 
 pytestmark = pytest.mark.comfy
 
+WORKFLOWS = {path.stem: path for path in sorted((ROOT / "workflows").glob("*.json"))}
+NUM_FRAMES = 56  # of the bundled clip
 SETTINGS = dict(
     detail=1.0, temporal_strength=1.0, color="auto", work_size=0, cuts=0.5, chunk=2, tile=0, overlap=0, height=0
 )
@@ -69,22 +73,78 @@ def test_a_clip_runs_from_file_to_file(server):
     assert list((server.base / "output").glob("adcvsr*.mp4"))
 
 
-def test_progress_and_previews_come_over_the_websocket(server, tmp_path):
-    """The first preview within 5 s of pressing Run, for the bundled sample on a CPU."""
-    sent, answer = tmp_path / "graph.json", tmp_path / "answer.json"
-    sent.write_text(json.dumps(graph(2.0, crf=20, chunk=0)))  # not the graph of another test, which would be cached
+def run(server, folder: Path, prompt: dict) -> dict:
+    """Run a graph and return what came over the websocket meanwhile."""
+    sent, answer = folder / "graph.json", folder / "answer.json"
+    sent.write_text(json.dumps(prompt))
     script = Path(__file__).with_name("comfy_socket.py")
     done = subprocess.run([comfyui()[1], script, server.address, sent, answer], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     heard = json.loads(answer.read_text())
-    kinds = [kind for _, kind, _ in heard["messages"]]
-    assert kinds[-1] == "execution_success", heard["messages"][-1]
-    steps = [data for _, kind, data in heard["messages"] if kind == "progress" and data["node"] == "3"]
-    values = [step["value"] for step in steps]
-    assert values == sorted(values) and values[-1] == 56 and {step["max"] for step in steps} == {56}, values
-    assert len(values) > 5 and len(heard["previews"]) > 2
+    _, kind, data = heard["messages"][-1]
+    assert kind == "execution_success", (kind, data.get("exception_message"), data.get("traceback"))
+    return heard
+
+
+def steps_of(heard: dict, number: str) -> list[tuple[int, int]]:
+    """Return the steps of a node's progress bar."""
+    data = [data for _, kind, data in heard["messages"] if kind == "progress" and data["node"] == number]
+    return [(each["value"], each["max"]) for each in data]
+
+
+def test_progress_and_previews_come_over_the_websocket(server, tmp_path):
+    """The first preview within 5 s of pressing Run, for the bundled sample on a CPU."""
+    heard = run(server, tmp_path, graph(2.0, crf=20, chunk=0))  # not the graph of another test, which would be cached
+    steps = steps_of(heard, "3")
+    assert steps == sorted(steps) and steps[-1] == (56, 56) and {most for _, most in steps} == {56}, steps
+    assert len(steps) > 5 and len(heard["previews"]) > 2
     seconds, size = heard["previews"][0]
     assert seconds < 5 and size > 1000, heard["previews"][0]
+
+
+def prompt_for(server, name: str) -> dict:
+    """Return an example as the page would send it."""
+    kinds = {kind: each["input"] for kind, each in json.loads(server.get("/object_info")).items()}
+    return prompt_of(json.loads(WORKFLOWS[name].read_text("utf-8")), kinds)
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_every_example_runs(server, name, tmp_path):
+    """The graph as it is saved, all frames of the clip, with smaller pictures."""
+    prompt = prompt_for(server, name)
+    for node in prompt.values():
+        node["inputs"] |= changes_of(name).get(node["class_type"], {})
+        if "cuts" in node["inputs"]:  # else a node may come from the cache of another example
+            node["inputs"]["cuts"] -= list(WORKFLOWS).index(name) / 1000
+    check_run(server, prompt, run(server, tmp_path, prompt))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_every_example_runs_as_it_is_saved(server, name, tmp_path):
+    prompt = prompt_for(server, name)
+    check_run(server, prompt, run(server, tmp_path, prompt))
+
+
+def check_run(server, prompt: dict, heard: dict) -> None:
+    """Look at the progress of every node of ours that shows any, and at what every output node put out."""
+    shown = {data["node"]: data["output"] for _, kind, data in heard["messages"] if kind == "executed"}
+    assert heard["previews"]
+    for number, node in prompt.items():
+        kind = node["class_type"]
+        steps = steps_of(heard, number)
+        if kind in ("AdcVSR_Upscale", "AdcVSR_UpscaleVideo", "AdcVSR_Finish", "AdcVSR_Compare"):
+            assert steps[-1][0] == steps[-1][1] and all(value <= most for value, most in steps), (kind, steps)
+            assert len(steps) > 5 or steps[-1][1] == 1, (kind, steps)
+        if kind == "SaveVideo":
+            (file,) = shown[number].get("images") or shown[number]["video"]
+            with read_video(server.base / "output" / file["subfolder"] / file["filename"]) as clip:
+                assert sum(map(len, clip)) == NUM_FRAMES, file
+        if kind == "PreviewImage":
+            assert len(shown[number]["images"]) in (1, NUM_FRAMES)
+        if kind == "PreviewAny":
+            (text,) = shown[number]["text"]
+            assert "flicker" in text or "equal to the whole clip" in text, text
 
 
 def test_bad_settings_are_refused_with_our_words(server):

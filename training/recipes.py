@@ -104,7 +104,7 @@ def bundled_stage2() -> TrainConfig:
         seed_offset=4,
         loss=LossConfig(frame_difference=0.5, perceptual=0.05, perceptual_frames=2, feature=0.01),
         adversary=AdversaryConfig(
-            pixel_backbone="st-alex", pixel_weight=0.005, feature_weight=0.002, learning_rate=2e-4, lead=50
+            pixel_backbone="st-alex", pixel_weight=0.005, feature_weight=0.002, learning_rate=1e-3, lead=40
         ),
     )
     return TrainConfig(
