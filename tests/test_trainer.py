@@ -118,7 +118,7 @@ def test_discriminators_learn_and_their_backbones_do_not(folder: Path, tmp_path:
     assert {name.split(".")[1] for name in changed} == {"pixel", "feature"}
 
 
-@pytest.mark.parametrize("stop_after", [4, 8, 12, 14, 16, 17])
+@pytest.mark.parametrize("stop_after", [4, 12, 14, 17])
 def test_resumed_run_gives_the_same_losses(
     folder: Path, tmp_path: Path, whole_run: list[float], stop_after: int
 ) -> None:
