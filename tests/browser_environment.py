@@ -3,9 +3,10 @@
     python bootstrap.py browser                     get what is missing, then run the tests
     python bootstrap.py browser -- -k quick         the same, with arguments for pytest
 
-ComfyUI is the one of `python bootstrap.py comfy`, or the user's own with COMFYUI_DIR. The front end is the release
-that this ComfyUI's requirements.txt names, unzipped into `.comfy`, unless COMFYUI_FRONT_END names a folder. Chromium is
-the one on the path or in CHROMIUM; where there is none, root on a Debian or Ubuntu gets the distribution's.
+ComfyUI is the one of `python bootstrap.py comfy`, or the user's own with COMFYUI_DIR. The tests run with two front
+ends: the release that this ComfyUI's requirements.txt names, and the newest that was tried, for people update the front
+end alone. Both are unzipped into `.comfy`; COMFYUI_FRONT_END names folders to be used instead. Chromium is the one on
+the path or in CHROMIUM; where there is none, root on a Debian or Ubuntu gets the distribution's.
 Uses the standard library only.
 """
 
@@ -23,6 +24,7 @@ from tests.comfy_environment import HOME
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 MARKED = "browser and not slow and not gpu"
+NEWEST = "comfyui-frontend-package==1.58.1"
 PAGES = "comfyui_frontend_package/static/"  # within the front end's wheel
 
 
@@ -73,16 +75,12 @@ def unpack(wheel: Path, folder: Path) -> None:
             path.write_bytes(archive.read(name))
 
 
-def front_end(core: Path, home: Path) -> Path:
-    """Return the folder of the front end's pages for a ComfyUI, fetched into `home` unless it is there.
+def front_end(requirement: str, home: Path) -> Path:
+    """Return the folder of a front end's pages, fetched into `home` unless it is there.
 
     Raises:
         Fault: pip could not fetch it.
     """
-    given = os.environ.get("COMFYUI_FRONT_END", "")
-    if given:
-        return Path(given).expanduser().absolute()
-    requirement = wanted(core)
     folder = home / "front_end" / re.sub(r"[^\w.]+", "_", requirement)
     if not (folder / "index.html").is_file():
         say(f"fetching {requirement}")
@@ -98,6 +96,14 @@ def front_end(core: Path, home: Path) -> Path:
     return folder
 
 
+def front_ends(core: Path, home: Path) -> list[Path]:
+    """Return the folders of the front ends to test with a ComfyUI: the user's own, else its own and the newest."""
+    given = os.environ.get("COMFYUI_FRONT_END", "")
+    if given:
+        return [Path(each).expanduser().absolute() for each in given.split(os.pathsep)]
+    return [front_end(requirement, home) for requirement in dict.fromkeys((wanted(core), NEWEST))]
+
+
 def main(arguments: list[str]) -> int:
     """Run the marked tests on the user's ComfyUI or on one made here."""
     folder, python = os.environ.get("COMFYUI_DIR", ""), os.environ.get("COMFYUI_PYTHON", "")
@@ -108,8 +114,8 @@ def main(arguments: list[str]) -> int:
         else:
             comfy_environment.make(HOME)
             core, interpreter = HOME / "ComfyUI", Venv(HOME / "venv").python
-        pages = front_end(core, HOME)
-        say(f"testing the front end in {pages} with {program}")
+        pages = os.pathsep.join(map(str, front_ends(core, HOME)))
+        say(f"testing the front ends in {pages} with {program}")
         variables = {
             "COMFYUI_DIR": core,
             "COMFYUI_PYTHON": interpreter,

@@ -33,6 +33,7 @@ from comfy_harness import (
     core_video,
     engine,
     error_of,
+    extract_node_configuration,
     folder_paths,
     frames_of,
     mm,
@@ -96,6 +97,15 @@ def check_locales():
                 for index, each in enumerate(schema.outputs):
                     shown = text["outputs"][str(index)]
                     assert (shown["name"], shown["tooltip"]) == (each.display_name, each.tooltip), (name, index)
+
+
+def check_registry_metadata():
+    """As ComfyUI reads pyproject.toml; one classifier that it does not know would void all."""
+    found = extract_node_configuration(str(PACK))
+    assert found.project.name == "adcvsr" and "comfyui" not in found.project.name.lower()
+    assert found.project.supported_comfyui_version == ">=0.3.75" and found.project.urls.repository
+    assert found.project.supported_os == ["OS Independent"] and len(found.project.supported_accelerators) == 4
+    assert found.tool_comfy.publisher_id and found.tool_comfy.display_name and found.tool_comfy.icon.endswith(".png")
 
 
 def check_image_node_equals_the_engine():

@@ -39,6 +39,7 @@ import folder_paths  # noqa: E402
 import server  # noqa: E402
 import torch  # noqa: E402
 from comfy_api.latest import InputImpl  # noqa: E402, F401  (for the checks)
+from comfy_config.config_parser import extract_node_configuration  # noqa: E402, F401
 
 nodes = importlib.import_module("nodes")  # ComfyUI's, not this project's
 

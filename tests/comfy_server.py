@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -41,6 +42,14 @@ class Server:
         request = urllib.request.Request(self.address + path, data, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.read().decode("utf-8")
+
+    def has(self, path: str) -> bool:
+        """Return whether there is something at an address."""
+        try:
+            with urllib.request.urlopen(self.address + path, timeout=60):
+                return True
+        except urllib.error.HTTPError:
+            return False
 
     def wait(self) -> str:
         """Wait until it answers."""

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -373,7 +374,8 @@ def browser(comfy, tmp_path, monkeypatch):
     return comfy
 
 
-def test_browser_gets_the_front_end_once(browser, tmp_path, monkeypatch):
+def test_browser_gets_both_front_ends_once(browser, tmp_path, monkeypatch):
+    """That of ComfyUI's own requirements, and the newest."""
     calls = []
 
     def pip(*arguments, log=None):
@@ -386,11 +388,13 @@ def test_browser_gets_the_front_end_once(browser, tmp_path, monkeypatch):
 
     monkeypatch.setattr(bootstrap, "capture", pip)
     assert [browser_environment.main([]) for _ in range(2)] == [5, 5]
-    assert len(calls) == 1 and calls[0][-1] == "comfyui-frontend-package==1.32.9"
-    pages = tmp_path / ".comfy" / "front_end" / "comfyui_frontend_package_1.32.9"
-    files = {file.relative_to(pages.parent.parent).as_posix() for file in pages.parent.rglob("*") if file.is_file()}
-    assert files == {f"front_end/{pages.name}/{name}" for name in ("index.html", "assets/a.js")}
-    assert browser[0] == browser[1] and browser[0][1]["COMFYUI_FRONT_END"] == str(pages)
+    assert [call[-1] for call in calls] == ["comfyui-frontend-package==1.32.9", browser_environment.NEWEST]
+    home = tmp_path / ".comfy" / "front_end"
+    folders = [home / call[-1].replace("-", "_").replace("==", "_") for call in calls]
+    files = {file.relative_to(home).as_posix() for file in home.rglob("*") if file.is_file()}
+    assert files == {f"{folder.name}/{name}" for folder in folders for name in ("index.html", "assets/a.js")}
+    assert browser[0] == browser[1]
+    assert browser[0][1]["COMFYUI_FRONT_END"] == os.pathsep.join(map(str, folders))
     assert browser[0][1]["CHROMIUM"] == sys.executable
 
 

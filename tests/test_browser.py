@@ -3,7 +3,7 @@
 Besides COMFYUI_DIR and COMFYUI_PYTHON, as the tests marked `comfy`, these need
 
     CHROMIUM              the program; else `chromium`, `chromium-browser` or `google-chrome` on the path
-    COMFYUI_FRONT_END     the folder with its index.html; else the front end that is installed beside ComfyUI
+    COMFYUI_FRONT_END     folders with its index.html, joined as those of PATH; else what is installed beside ComfyUI
     COMFYUI_SCREENSHOTS   where the pictures go; else a temporary folder
 
 What is missing fails; nothing is skipped.
@@ -11,6 +11,7 @@ What is missing fails; nothing is skipped.
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.browser
 
 STEPS = Path(__file__).with_name("browser_steps.py")
 WORKFLOWS = {path.stem: path for path in sorted((ROOT / "workflows").glob("*.json"))}
+FRONT_ENDS = os.environ.get("COMFYUI_FRONT_END", "").split(os.pathsep)
 TITLE = 30  # pixels of a node above its position
 
 
@@ -39,9 +41,8 @@ def chromium() -> str:
     return found[0]
 
 
-def front_end() -> Path:
-    """Return the folder of the front end's pages."""
-    given = os.environ.get("COMFYUI_FRONT_END", "")
+def front_end(given: str) -> Path:
+    """Return the folder of a front end's pages: the one given, or the one that is installed."""
     if not given:
         script = "import comfyui_frontend_package as it; print(it.__path__[0])"
         done = subprocess.run([comfyui()[1], "-c", script], capture_output=True, text=True)
@@ -53,11 +54,11 @@ def front_end() -> Path:
     return Path(given).resolve()
 
 
-@pytest.fixture(scope="module")
-def seen(tmp_path_factory) -> dict:
-    """Open every workflow, press Run, and return what the page and the server made of each."""
-    program, pages, out = chromium(), front_end(), tmp_path_factory.mktemp("seen")
-    pictures = Path(os.environ.get("COMFYUI_SCREENSHOTS") or out)
+@pytest.fixture(scope="module", params=FRONT_ENDS, ids=lambda path: Path(path).name.rpartition("_")[2] or "installed")
+def seen(request, tmp_path_factory) -> dict:
+    """Open every workflow, press Run, look around, and return what the page and the server made of each."""
+    program, pages, out = chromium(), front_end(request.param), tmp_path_factory.mktemp("seen")
+    pictures = Path(os.environ.get("COMFYUI_SCREENSHOTS") or out) / pages.name
     pictures.mkdir(parents=True, exist_ok=True)
     server = Server(tmp_path_factory.mktemp("server"), pages)
     try:
@@ -75,10 +76,12 @@ def seen(tmp_path_factory) -> dict:
         described = json.loads(server.get("/object_info"))
         answers = json.loads((pictures / "answers.json").read_text("utf-8"))
         made = [path.name for path in (server.base / "output").rglob("*.mp4")]
+        thumbnails = {name for name in WORKFLOWS if server.has(f"/api/workflow_templates/ComfyUI-AdcVSR/{name}.jpg")}
     finally:
         server.stop()
     kinds = {name: each["input"] for name, each in described.items()}
-    return {"kinds": kinds, "answers": answers, "pictures": pictures, "made": made}
+    seen = {"kinds": kinds, "pictures": pictures, "made": made, "thumbnails": thumbnails}
+    return {**answers, **seen, "answers": answers["workflows"]}
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)
@@ -127,3 +130,34 @@ def test_run_runs_it(seen, name):
 
 def test_the_clips_are_there(seen):
     assert any(each.startswith("adcvsr_wipe") for each in seen["made"]), seen["made"]
+
+
+@pytest.mark.parametrize("name", ["AdcVSR_Upscale", "AdcVSR_Compare"])
+def test_the_info_button_opens_our_help(seen, name):
+    """The page with its picture, as it is written but for the marks of Markdown."""
+    shown, written = seen["help"][name], (ROOT / "web" / "docs" / f"{name}.md").read_text("utf-8")
+    assert shown["pictures"] and written.startswith(f"# {shown['text'].splitlines()[0]}")
+    words = re.findall(r"\w{4,}", re.sub(r"!?\[([^]]*)\]\([^)]*\)", "", written))
+    missing = set(words) - set(re.findall(r"\w{4,}", shown["text"]))
+    assert not missing, missing
+
+
+def test_the_list_of_templates_offers_the_examples_with_pictures(seen):
+    found = seen["templates"]
+    assert found["names"] == sorted(WORKFLOWS)
+    pictures = [each for each in found["pictures"] if "/workflow_templates/ComfyUI-AdcVSR/" in each]
+    assert {Path(each.split("?")[0]).stem for each in pictures} == seen["thumbnails"], found["pictures"]
+    example = json.loads(WORKFLOWS["quick_upscale"].read_text("utf-8"))
+    assert sorted(found["opened"]) == sorted(each["type"] for each in example["nodes"])
+
+
+def test_nodes_have_chinese_names(seen):
+    texts = json.loads((ROOT / "locales" / "zh" / "nodeDefs.json").read_text("utf-8"))
+    version = tuple(map(int, seen["version"].split(".")))
+    for node in seen["chinese"]:
+        text = texts[node["type"]]
+        if version < (1, 34, 9) and node["title"] != text["display_name"]:
+            continue  # 1.32.9 to 1.34.5 lose all packs' texts in a language when they load their own
+        assert node["title"] == text["display_name"]
+        assert node["inputs"] == {key: each["name"] for key, each in text["inputs"].items()}
+        assert node["outputs"] == [each["name"] for each in text["outputs"].values()]

@@ -1,21 +1,26 @@
 """Laws of the discriminators: labels, what moves, what stays frozen, what each head can see, and the feature space."""
 
 import copy
+import dataclasses
+import sys
+import types
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import awaken
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from adcvsr_core.errors import ConfigError
+from adcvsr_core.errors import CheckpointError, ConfigError, InputError
 from adcvsr_core.student import Student
 from training.adversary import Adversary, adaptive_weight, real_clip
 from training.config import AdversaryConfig
 from training.discriminators import make_discriminator
+from training.discriminators.frozen import held
 from training.discriminators.labels import TABLE, Labels, Verdict, labelled_loss, lessons, realness_loss
-from training.feature_space import LearnedFeatures, base_of, features_loss
+from training.feature_space import LearnedFeatures, StableDiffusionFeatures, base_of, decode, features_loss
 from training.generator import Generator
 
 SMALL = {"pixel_backbone": "st-alex", "channels": 16, "detail_channels": 12}
@@ -129,6 +134,39 @@ def encode(space: LearnedFeatures, clip: Tensor, student: Student) -> Tensor:
     return space.encode(clip, base_of(lr, student))
 
 
+def test_a_discriminator_step_moves_only_what_trains(small_student: Student, folder: Path, batch: dict) -> None:
+    adversary = make(small_student, folder)
+    before = copy.deepcopy(adversary.state_dict())
+    made = Generator(small_student)(noise(2, 3, 3, 16, 16, seed=3), 1.0)
+    space = LearnedFeatures(small_student.config)
+    optimizer = torch.optim.Adam(adversary.trainable_parameters(), lr=0.1)
+    adversary.discriminator_loss(batch, made.sr, made.features, lambda x: encode(space, x, small_student))[0].backward()
+    optimizer.step()
+    moved = {key for key, value in adversary.state_dict().items() if not torch.equal(before[key], value)}
+    assert {key.split(".")[2] for key in moved} == {"conv_in", "tail"}
+    assert moved == {key for key in before if key.split(".")[2] in ("conv_in", "tail")}, "something does not learn"
+
+
+def test_weights_of_kinds_weigh(small_student: Student, folder: Path, batch: dict) -> None:
+    torch.manual_seed(0)
+    adversary = make(small_student, folder, domains=("pixel",))
+    losses = []
+    for weight in (0.0, 1.0, 3.0):
+        adversary.config = AdversaryConfig(**{**SMALL, "domains": ("pixel",)}, shuffled=weight)
+        loss, logits = adversary.discriminator_loss(batch, batch["crops"], None, None)
+        assert ("logit_pixel_shuffled_detail" in logits) == (weight > 0)
+        losses.append(loss.item())
+    assert losses[2] - losses[1] == pytest.approx(2 * (losses[1] - losses[0]), rel=1e-4)
+
+
+def test_a_held_network_trains_again_even_after_a_fault() -> None:
+    layers = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False))
+    with pytest.raises(InputError), held(layers):
+        assert not any(p.requires_grad for p in layers.parameters())
+        raise InputError("anything")
+    assert [p.requires_grad for p in layers.parameters()] == [True, True, False, False]
+
+
 def test_backbones_stay_frozen_and_in_eval_mode(small_student: Student, folder: Path) -> None:
     adversary = make(small_student, folder).train()
     for discriminator in adversary.discriminators.values():
@@ -169,6 +207,35 @@ def test_verdicts_are_maps_and_see_time(small_student: Student, folder: Path, do
     assert not torch.allclose(verdict.consistency[:, 2], shuffled.consistency[:, 0], atol=1e-7), "blind to neighbours"
 
 
+def test_the_detail_head_is_blind_to_order(small_student: Student, folder: Path) -> None:
+    discriminator = make(small_student, folder).discriminators["pixel"]
+    clip, order = noise(1, 5, 3, 64, 64), [2, 0, 4, 1, 3]
+    with torch.no_grad():
+        verdict, shuffled = discriminator(clip), discriminator(clip[:, order])
+    assert torch.allclose(verdict.detail[:, order], shuffled.detail, atol=1e-5)
+
+
+def test_a_fresh_consistency_head_hears_changes_alone(small_student: Student, folder: Path) -> None:
+    torch.manual_seed(1)
+    discriminator = make(small_student, folder, domains=("pixel",)).discriminators["pixel"]
+    with torch.no_grad():
+        still = [discriminator(noise(1, 1, 3, 64, 64, seed=i).expand(-1, 3, -1, -1, -1)) for i in range(2)]
+        moving = discriminator(noise(1, 3, 3, 64, 64))
+    assert torch.allclose(still[0].consistency, still[1].consistency, atol=1e-5)
+    assert not torch.allclose(still[0].detail, still[1].detail, atol=1e-3)
+    assert not torch.allclose(still[0].consistency, moving.consistency, atol=1e-3)
+
+
+def test_a_single_head_sees_detail_and_time(small_student: Student, folder: Path) -> None:
+    discriminator = make(small_student, folder, domains=("pixel",), heads="single").discriminators["pixel"]
+    clip = noise(1, 3, 3, 64, 64)
+    with torch.no_grad():
+        verdict, shuffled = discriminator(clip), discriminator(clip[:, [1, 0, 2]])
+        still = [discriminator(clip[:, [t]]).detail for t in range(2)]
+    assert verdict.consistency is None and not torch.allclose(verdict.detail[:, 2], shuffled.detail[:, 2], atol=1e-5)
+    assert not torch.allclose(*still, atol=1e-3)
+
+
 def test_a_still_clip_gets_one_verdict(small_student: Student, folder: Path) -> None:
     torch.manual_seed(1)
     discriminator = make(small_student, folder, domains=("pixel",)).discriminators["pixel"]
@@ -202,7 +269,169 @@ def test_the_papers_backbone_names_the_offline_one_when_it_is_missing(small_stud
         pytest.skip("timm is installed here")
 
 
+def test_the_papers_backbone_sees_clips_normalisation(
+    small_student: Student, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    class Trunk(nn.Conv2d):  # stands for timm's network of feature maps
+        feature_info = types.SimpleNamespace(channels=lambda: [6])
+
+        def forward(self, frames: Tensor) -> list[Tensor]:
+            seen.append(frames)
+            return [super().forward(frames)]
+
+    timm = types.ModuleType("timm")
+    timm.create_model = lambda name, **settings: Trunk(3, 6, 32, stride=32)
+    monkeypatch.setitem(sys.modules, "timm", timm)
+    discriminator = make(small_student, folder, pixel_backbone="convnext", domains=("pixel",)).discriminators["pixel"]
+    verdict = discriminator(torch.full((1, 2, 3, 64, 96), -1.0))
+    assert verdict.consistency.shape == (1, 2, 1, 2, 3)
+    black = torch.tensor([-1.7923, -1.7521, -1.4802])  # CLIP's (0 - mean) / deviation
+    assert torch.allclose(seen[0][0, :, 8, 8], black, atol=1e-3)
+
+    def unreachable(name: str, **settings) -> nn.Module:
+        raise OSError("no network")
+
+    timm.create_model = unreachable
+    with pytest.raises(InputError, match="no network"):
+        make(small_student, folder, pixel_backbone="convnext", domains=("pixel",))
+
+
+# Stable Diffusion
+
+
+@pytest.fixture(scope="module")
+def sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random, tiny Stable Diffusion and the half decoder that fits it."""
+    diffusers = pytest.importorskip("diffusers", reason="Stable Diffusion's networks are its")
+    folder = tmp_path_factory.mktemp("sd")
+    torch.manual_seed(0)
+    diffusers.UNet2DConditionModel(
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        attention_head_dim=[1, 2],
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        norm_num_groups=4,
+        cross_attention_dim=12,
+        use_linear_projection=True,
+    ).save_pretrained(folder / "unet")
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(4, 4, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=4,
+    )
+    vae.decoder.mid_block = diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=8).decoder.mid_block
+    torch.save({"state_dict": {f"decoder.{k}": v for k, v in vae.decoder.state_dict().items()}}, folder / "half.ckpt")
+    vae.save_pretrained(folder / "vae")
+    return folder
+
+
+def judge_by_sd(student: Student, folder: Path) -> Adversary:
+    pytest.importorskip("peft", reason="the adapters are its")
+    config = AdversaryConfig(domains=("feature",), heads="single", feature_backbone="sd-unet")
+    return Adversary(config, student, features=folder, stable_diffusion=str(folder))
+
+
+def test_adcsrs_discriminator_begins_as_stable_diffusion(small_student: Student, sd: Path) -> None:
+    from diffusers import UNet2DConditionModel
+
+    discriminator = judge_by_sd(small_student, sd).discriminators["feature"]
+    unet = UNet2DConditionModel.from_pretrained(sd / "unet")
+    latents = noise(2, 4, 16, 16)
+    # Every latent channel stands on the features that repeat its weights: the mean of these is the channel itself.
+    features = latents.repeat(1, small_student.config.decoder_channels[-1] // 4, 1, 1)[:, None]
+    with torch.no_grad():
+        verdict = discriminator(features)
+        expected = unet(latents, 999, torch.zeros(2, 77, 12)).sample
+    assert verdict.consistency is None and torch.allclose(verdict.detail[:, 0], expected, atol=1e-4)
+
+
+def test_adcsrs_discriminator_trains_adapters_and_its_first_layer(small_student: Student, sd: Path) -> None:
+    adversary = judge_by_sd(small_student, sd).train()
+    trainable = {name for name, p in adversary.named_parameters() if p.requires_grad}
+    assert all("lora_" in name or ".conv_in." in name for name in trainable)
+    assert any("lora_A" in name and "conv1" in name for name in trainable)
+    assert not any("time_emb" in name for name in trainable)
+    assert not any(module.training for module in adversary.discriminators["feature"].unet.modules())
+    before = copy.deepcopy(adversary.state_dict())
+    optimizer = torch.optim.Adam(adversary.trainable_parameters(), lr=0.1)
+    batch = {"real": noise(1, 2, 3, 64, 64), "crops": noise(1, 2, 3, 64, 64)}
+    made = noise(1, 2, small_student.config.decoder_channels[-1], 8, 8).requires_grad_()
+    for _ in range(2):  # an adapter's first half moves once its second half is no longer zero
+        optimizer.zero_grad()
+        adversary.discriminator_loss(batch, made, made, lambda clip: noise(*made.shape, seed=9))[0].backward()
+        optimizer.step()
+    moved = {key for key, value in adversary.state_dict().items() if not torch.equal(before[key], value)}
+    assert moved <= trainable and made.grad is None
+    assert all(".attn2.to_" in name for name in trainable - moved), "a prompt of zeros gives these alone nothing to do"
+    adversary.student_loss(made, made)["adversarial_feature"].backward()
+    assert made.grad.abs().sum() > 0
+
+
+def test_the_prompt_is_read_and_checked(small_student: Student, sd: Path) -> None:
+    path = sd / "prompt_embedding.safetensors"
+    try:
+        save_file({"prompt_embedding": noise(5, 12)}, path)
+        assert judge_by_sd(small_student, sd).discriminators["feature"].prompt.shape == (1, 5, 12)
+        save_file({"prompt_embedding": noise(5, 7)}, path)
+        with pytest.raises(CheckpointError, match=r"expected \[tokens,12\]"):
+            judge_by_sd(small_student, sd)
+        save_file({"something": noise(5, 12)}, path)
+        with pytest.raises(CheckpointError, match="prompt_embedding"):
+            judge_by_sd(small_student, sd)
+    finally:
+        path.unlink()
+
+
+def test_adcsrs_discriminator_says_what_is_missing(small_student: Student, tmp_path: Path) -> None:
+    config = AdversaryConfig(heads="single", feature_backbone="sd-unet")
+    for folder, fault, text in (("", ConfigError, "stable_diffusion=FOLDER"), (str(tmp_path), InputError, "unet/")):
+        with pytest.raises(fault, match=text):
+            make_discriminator("feature", config, student=small_student, features=tmp_path, stable_diffusion=folder)
+    (tmp_path / "unet").mkdir()
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        judge_by_sd(small_student, tmp_path)
+
+
+def test_stable_diffusions_features_are_diffusers_own(sd: Path) -> None:
+    from diffusers import AutoencoderKL
+
+    space = StableDiffusionFeatures(str(sd), str(sd / "half.ckpt")).train()
+    vae = AutoencoderKL.from_pretrained(sd / "vae", low_cpu_mem_usage=False, ignore_mismatched_sizes=True).eval()
+    theirs = torch.load(sd / "half.ckpt", weights_only=True)["state_dict"]
+    vae.decoder.mid_block = AutoencoderKL(block_out_channels=(8,), norm_num_groups=8).decoder.mid_block
+    vae.decoder.load_state_dict({key.removeprefix("decoder."): value for key, value in theirs.items()})
+    clip = noise(1, 2, 3, 32, 32).requires_grad_()
+    with torch.no_grad():
+        latents = vae.post_quant_conv(vae.encode(clip[0]).latent_dist.mean)
+        expected = vae.decoder.mid_block(vae.decoder.conv_in(latents))
+    features = space.encode(clip, torch.zeros_like(clip))
+    assert features.shape == (1, 2, 8, 4, 4) and torch.allclose(features[0], expected, atol=1e-4)
+    assert not features.requires_grad and not any(p.requires_grad for p in space.parameters())
+
+
+def test_stable_diffusions_features_refuse_other_files(sd: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="half_decoder=FILE"):
+        StableDiffusionFeatures(str(sd), "")
+    torch.save({"state_dict": {"decoder.conv_in.weight": torch.zeros(8, 4, 3, 3)}}, tmp_path / "half.ckpt")
+    with pytest.raises(CheckpointError, match=r"decoder\.conv_in\.bias is missing"):
+        StableDiffusionFeatures(str(sd), str(tmp_path / "half.ckpt"))
+
+
 # Weights and features
+
+
+@pytest.mark.parametrize("residual", ["bicubic", "none"])
+def test_base_and_decoded_features_are_the_students_frames(small_student: Student, residual: str) -> None:
+    student = awaken(Student(dataclasses.replace(small_student.config, residual=residual)))
+    lr = noise(1, 3, 3, 16, 16) * 0.3
+    with torch.no_grad():
+        made = Generator(student)(lr, 1.0)
+        again = base_of(lr, student) + decode(student, made.features)
+    assert torch.allclose(again.clamp(-1, 1), made.sr, atol=1e-5)
 
 
 def test_the_adaptive_weight_makes_both_pull_alike() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from adcvsr_core.video import VideoWriter
 from tests.comfy_pack import IDS, ROOT, comfyui, copy_pack
@@ -92,6 +93,23 @@ def test_workflows_are_whole_and_explain_themselves(path):
     assert {each["type"] for each in graph["nodes"]} & IDS
     notes = [each["widgets_values"][0] for each in graph["nodes"] if each["type"] == "MarkdownNote"]
     assert len(notes) == 1 and "adcvsr_core/samples/demo.mp4" in notes[0] and "your own clip" in notes[0]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "workflows").glob("*.json")), ids=lambda path: path.stem)
+def test_workflows_have_a_square_picture(path):
+    with Image.open(path.with_suffix(".jpg")) as picture:
+        assert picture.width == picture.height >= 300
+
+
+def test_the_registry_finds_the_icon():
+    """The registry's limit is 800x400; the address is that of a file of the repository."""
+    text = (ROOT / "pyproject.toml").read_text("utf-8")
+    address = re.search(r'^Icon = "([^"]+)"', text, re.MULTILINE)[1]
+    repository = re.search(r'^Repository = "https://github.com/([^"]+)"', text, re.MULTILINE)[1]
+    prefix = f"https://raw.githubusercontent.com/{repository}/main/"
+    assert address.startswith(prefix)
+    with Image.open(ROOT / address.removeprefix(prefix)) as icon:
+        assert icon.width <= 800 and icon.height <= 400
 
 
 def run_checks(base: Path, folder_name: str, names: list[str], script: Path = CHECKS) -> dict[str, object]:

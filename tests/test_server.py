@@ -135,7 +135,7 @@ def check_run(server, prompt: dict, heard: dict) -> None:
         steps = steps_of(heard, number)
         if kind in ("AdcVSR_Upscale", "AdcVSR_UpscaleVideo", "AdcVSR_Finish", "AdcVSR_Compare"):
             assert steps[-1][0] == steps[-1][1] and all(value <= most for value, most in steps), (kind, steps)
-            assert len(steps) > 5 or steps[-1][1] == 1, (kind, steps)
+            assert len(steps) > (3 if "Upscale" in kind else 0), (kind, steps)  # newer cores leave out fast ones
         if kind == "SaveVideo":
             (file,) = shown[number].get("images") or shown[number]["video"]
             with read_video(server.base / "output" / file["subfolder"] / file["filename"]) as clip:

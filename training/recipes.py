@@ -103,8 +103,16 @@ def bundled_stage2() -> TrainConfig:
         warmup=30,
         seed_offset=4,
         loss=LossConfig(frame_difference=0.5, perceptual=0.05, perceptual_frames=2, feature=0.01),
+        # The order of frames is the hardest lesson: unrelated frames give themselves away at once.
         adversary=AdversaryConfig(
-            pixel_backbone="st-alex", pixel_weight=0.005, feature_weight=0.002, learning_rate=1e-3, lead=40
+            pixel_backbone="st-alex",
+            pixel_weight=0.005,
+            feature_weight=0.002,
+            real=4.0,
+            shuffled=4.0,
+            stacked=0.5,
+            learning_rate=3e-4,
+            lead=40,
         ),
     )
     return TrainConfig(

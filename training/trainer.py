@@ -178,9 +178,7 @@ class Trainer:
         self.objective = make_objective(self.run_state, stage)
         self.processes.share(self.objective.trained)
         temporal = self.student.temporal_names()
-        self.optimizers = [
-            make_student_optimizer(self.objective.trained, temporal, stage, self.config.weight_decay)
-        ]
+        self.optimizers = [make_student_optimizer(self.objective.trained, temporal, stage, self.config.weight_decay)]
         if self.objective.adversary is not None:
             self.processes.share(self.objective.adversary)
             parameters = self.objective.adversary.trainable_parameters()

@@ -38,7 +38,7 @@ def first_layer(student: Student) -> nn.Conv2d:
 
 
 def widened(conv: nn.Conv2d, channels_in: int) -> nn.Conv2d:
-    """Return a copy of a 3x3 convolution for more inputs (or fewer): its weights repeated and scaled to the same sum."""
+    """Return a 3x3 convolution made of another with fewer inputs: its weights repeated, and scaled to the same sum."""
     result = nn.Conv2d(channels_in, conv.out_channels, 3, padding=1)
     index = torch.arange(channels_in) % conv.in_channels
     result.weight.data.copy_(conv.weight.data[:, index] * (conv.in_channels / channels_in))

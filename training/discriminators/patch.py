@@ -5,6 +5,8 @@ one frame instead of the batch, so that a clip's verdict does not depend on who 
 2411.13383), after pix2pix (arXiv 1611.07004).
 """
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 from adcvsr_core.layers import make_norm, per_frame
@@ -23,7 +25,7 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         widths = (3, channels // 4, channels // 2, channels, 2 * channels)
         layers: list[nn.Module] = []
-        for index, (width_in, width) in enumerate(zip(widths[:-1], widths[1:])):
+        for index, (width_in, width) in enumerate(pairwise(widths)):
             layers.append(nn.Conv2d(width_in, width, 4, stride=2 if index < 3 else 1, padding=1))
             layers += [make_norm("group" if index else "none", 32, width, 1e-5), nn.LeakyReLU(0.2)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(widths[-1], 1, 4, padding=1))

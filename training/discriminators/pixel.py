@@ -18,7 +18,9 @@ from ..perceptual import load_stlpips
 CONVNEXT = "convnext_base.clip_laion2b_augreg"
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-_TAP = 2
+# Of the five feature maps of the offline backbones the one at a quarter of the frame's size: fine enough for slow
+# motion and for sharpness.
+_TAPS = {"vgg": 2, "alex": 1}
 _OFFLINE = 'without it choose an offline one: --set stage.adversary.pixel_backbone="st-vgg"'
 
 
@@ -51,10 +53,8 @@ class ConvNeXt(nn.Module):
         return per_frame(lambda frames: self.trunk(frames)[-1], ((clip + 1) / 2 - self.mean) / self.std)
 
 
-
-
 class ShiftTolerant(nn.Module):
-    """The blur-pooled VGG16 or AlexNet of ST-LPIPS up to its third feature map, an eighth or a quarter of the size.
+    """The blur-pooled VGG16 or AlexNet of ST-LPIPS, up to a feature map of a quarter of the frame's size.
 
     Args:
         name: "vgg" or "alex".
@@ -64,8 +64,8 @@ class ShiftTolerant(nn.Module):
     def __init__(self, name: str, features: Path):
         super().__init__()
         self.network = load_stlpips(features.parent, name)
-        self.network.layers = _up_to(self.network.layers, _TAP)
-        self.channels = self.network.channels[_TAP]
+        self.network.layers = _up_to(self.network.layers, _TAPS[name])
+        self.channels = self.network.channels[_TAPS[name]]
 
     def forward(self, clip: Tensor) -> Tensor:
         return per_frame(lambda frames: self.network.features(frames)[-1], clip)

@@ -41,13 +41,14 @@ class StableDiffusionDiscriminator(nn.Module):
         self.unet = freeze(load_unet(folder))
         _add_adapters(self.unet, rank)
         self.unet.conv_in = widened(self.unet.conv_in, channels_in)
+        self.unet.eval()
         self.register_buffer("prompt", _read_prompt(Path(folder), self.unet.config.cross_attention_dim))
 
     def forward(self, features: Tensor) -> Verdict:
         return Verdict(per_frame(self._judge, features).float(), None)
 
     def train(self, mode: bool = True) -> "StableDiffusionDiscriminator":
-        """Do nothing but note the mode: the UNet stays in eval mode, and its adapters have no other."""
+        """Do nothing but note the mode: the UNet and its adapters stay in eval mode."""
         self.training = mode
         return self
 
