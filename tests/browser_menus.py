@@ -27,10 +27,13 @@ CARDS = """names => {
     return names.filter(name => leaves.some(each => each.innerText?.trim() == name))}"""
 CARD = """name => {
     const leaves = [...document.querySelectorAll('[role=dialog] *')].filter(each => !each.children.length)
-    const box = leaves.find(each => each.innerText?.trim() == name)?.getBoundingClientRect()
+    const found = leaves.find(each => each.innerText?.trim() == name)
+    found?.scrollIntoView({block: 'center'})
+    const box = found?.getBoundingClientRect()
     return box?.width ? [box.x + box.width / 2, box.y - 40] : null}"""
-PICTURES = """[...document.querySelectorAll('[role=dialog] img')]
-    .filter(each => each.naturalWidth).map(each => each.src)"""
+PICTURES = (
+    """[...document.querySelectorAll('[role=dialog] img')].map(each => [each.naturalWidth, each.naturalHeight])"""
+)
 NAMES = """app.graph._nodes.filter(each => each.type.startsWith('AdcVSR_')).map(each => ({
     type: each.type, title: each.title, outputs: each.outputs.map(one => one.label ?? one.localized_name ?? one.name),
     inputs: Object.fromEntries(each.inputs.map(one => [one.name, one.label ?? one.localized_name ?? one.name]))}))"""
@@ -47,7 +50,7 @@ async def help_page(page: Page, task: dict, kind: str, title: str) -> dict:
 
 
 async def templates(page: Page, task: dict) -> dict:
-    """Open the list of templates, then one of them by a click, and return the names and pictures that it shows."""
+    """Open the list of templates, then one of them by a click; return the names and picture sizes in the list."""
     names = sorted(task["workflows"])
     await page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     await page.until(f"({CARDS})({json.dumps(names)}).length == {len(names)}", 30)
@@ -55,7 +58,9 @@ async def templates(page: Page, task: dict) -> dict:
     await page.picture(Path(task["out"]) / "templates.png")
     found = {"names": await page.evaluate(CARDS, names), "pictures": await page.evaluate(PICTURES)}
     await page.evaluate("app.graph.clear()")
-    await page.click(*await page.until(f"({CARD})({json.dumps(EXAMPLE)})", 10))
+    await page.until(f"({CARD})({json.dumps(EXAMPLE)})", 10)
+    await asyncio.sleep(0.5)  # until it is scrolled
+    await page.click(*await page.evaluate(CARD, EXAMPLE))
     await page.until("app.graph._nodes.length", 30)
     return {**found, "opened": await page.evaluate("app.graph._nodes.map(each => each.type)")}
 
