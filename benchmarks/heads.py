@@ -3,7 +3,8 @@
 Trains the pixel discriminator (offline backbone, both heads) on the training part of the prepared data, with the
 bundled model's output as the student's, which stays as it is. Then asks it about held-out clips: can the consistency
 head tell real from shuffled, can the detail head tell sharp from blurred, and does it stay indifferent to the order?
-AUC is the chance that a clip of the first kind scores above one of the second, whichever clips these are.
+AUC is the chance that a clip of the first kind scores above one of the second, whichever clips these are; "the same"
+compares each clip with its own spoiled twin. Clips without motion are left out: shuffling changes nothing in them.
 """
 
 import argparse
@@ -17,22 +18,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adcvsr_core import load_student
+from adcvsr_core.degradation import degrade
 from adcvsr_core.student import Student
-from training.adversary import Adversary
-from training.config import AdversaryConfig, DataConfig, StageConfig
+from training.adversary import Adversary, real_clip
+from training.clips import Source
+from training.config import AdversaryConfig, DataConfig
 from training.optimizers import make_adversary_optimizer
-from training.sampling import Batches, draw_order, make_loader, to_network
+from training.sampling import draw_order, to_network
 from training.sources import open_source
 
-NUM_FRAMES, LR_SIZE, BATCH = 7, 16, 4
+NUM_FRAMES, HR_SIZE, BATCH = 7, 64, 4
+DEGRADED = ("clean", "h264", "light")
 # Order is the hardest thing to learn: unrelated frames give themselves away at once.
 ADVERSARY = AdversaryConfig(
     domains=("pixel",),
     pixel_backbone="st-alex",
     channels=128,
     detail_channels=64,
-    real=4.0,
-    shuffled=4.0,
+    real=8.0,
+    shuffled=8.0,
     still=1.0,
     stacked=0.5,
     learning_rate=3e-4,
@@ -42,22 +46,47 @@ NUM_CLIPS = 96
 MOVING = 1 / 255  # mean change between frames in 0..1; where there is less, shuffling changes nothing
 
 
+class Samples(torch.utils.data.Dataset):
+    """Step -> batch, as `training.sampling` makes them, but every real clip moves, and half of them are photographs.
+
+    Args:
+        source: where clips come from.
+        num: steps.
+    """
+
+    def __init__(self, source: Source, num: int):
+        self.source, self.num = source, num
+
+    def __len__(self) -> int:
+        return self.num
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        samples = [self.sample(np.random.default_rng((0, step, slot))) for slot in range(BATCH)]
+        return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+    def sample(self, rng: np.random.Generator) -> dict[str, Tensor]:
+        hr = self.source.draw_clip(rng, NUM_FRAMES, HR_SIZE).frames
+        lr = degrade(hr, str(rng.choice(DEGRADED)), int(rng.integers(2**31)))
+        crops = torch.stack([self.source.draw_crop(rng, HR_SIZE) for _ in range(NUM_FRAMES)])
+        real, order = moving_clip(self.source, rng), torch.from_numpy(draw_order(rng, NUM_FRAMES))
+        return {"lr": to_network(lr), "real": to_network(real), "crops": to_network(crops), "order": order}
+
+
+def moving_clip(source: Source, rng: np.random.Generator) -> Tensor:
+    """Draw a clip [T,H,W,3] in 0..1 whose frames differ; shuffling others changes nothing."""
+    while True:
+        clip = source.draw_clip(rng, NUM_FRAMES, HR_SIZE).frames
+        if (clip[1:] - clip[:-1]).abs().mean() > MOVING:
+            return clip
+
+
 def train(adversary: Adversary, student: Student, data: Path, steps: int, say: Callable[[str], None]) -> None:
     """Move the discriminators' trainable parts by `steps` steps."""
-    stage = StageConfig(
-        name="heads",
-        steps=steps,
-        batch=BATCH,
-        num_frames=NUM_FRAMES,
-        lr_size=LR_SIZE,
-        mixture=(("clean", 0.4), ("h264", 0.3), ("light", 0.3)),
-        temporal_strength=1.0,
-        adversary=adversary.config,
-    )
-    batches = Batches(open_source(data, DATA), stage, DATA, seed=0)
+    samples = Samples(open_source(data, DATA), steps)
+    loader = torch.utils.data.DataLoader(samples, batch_size=None, num_workers=1)
     optimizer = make_adversary_optimizer(adversary.trainable_parameters(), adversary.config)
     started = time.monotonic()
-    for step, _, batch in make_loader(batches, 0, workers=1):
+    for step, batch in enumerate(loader):
         with torch.no_grad():
             sr = student(batch["lr"]).clamp(-1, 1)
         loss, logits = adversary.discriminator_loss(batch, sr, None, None)
@@ -70,40 +99,34 @@ def train(adversary: Adversary, student: Student, data: Path, steps: int, say: C
             say(f"step {step + 1}, {seconds:.0f} s: loss {loss.item():.2f}, real {real:+.2f}, shuffled {shuffled:+.2f}")
 
 
-def held_out_clips(data: Path, num: int) -> Tensor:
-    """Return moving held-out clips [N,T,3,H,W] in [-1, 1], film and photographs in motion."""
-    source, clips, seed = open_source(data, DATA, "heldout"), [], 0
-    while len(clips) < num:
-        clip = source.draw_clip(np.random.default_rng((1, seed)), NUM_FRAMES, 4 * LR_SIZE).frames
-        if (clip[1:] - clip[:-1]).abs().mean() > MOVING:
-            clips.append(to_network(clip))
-        seed += 1
-    return torch.stack(clips)
-
-
 @torch.no_grad()
-def measure(adversary: Adversary, clips: Tensor) -> dict[str, float]:
-    """Return the AUC of every question."""
-    rng = np.random.default_rng(2)
-    orders = torch.from_numpy(np.stack([draw_order(rng, clips.shape[1]) for _ in clips]))
-    kinds = {
-        "real": clips,
-        "shuffled": torch.stack([clip[order] for clip, order in zip(clips, orders, strict=True)]),
-        "blurred": blurred(clips),
+def measure(adversary: Adversary, data: Path) -> dict[str, float]:
+    """Return the answer to every question, on held-out material."""
+    source, rng = open_source(data, DATA, "heldout"), np.random.default_rng(1)
+    real = to_network(torch.stack([moving_clip(source, rng) for _ in range(NUM_CLIPS)]).flatten(0, 1))
+    real = real.unflatten(0, (NUM_CLIPS, NUM_FRAMES))
+    orders = np.stack([draw_order(rng, NUM_FRAMES) for _ in range(NUM_CLIPS)])
+    sharp = to_network(torch.stack([source.draw_crop(rng, HR_SIZE) for _ in range(NUM_CLIPS)]))[:, None]
+    clips = {
+        "real": real,
+        "shuffled": real_clip("shuffled", {"real": real, "order": torch.from_numpy(orders)}),
+        "real, blurred": blurred(real),
+        "sharp": sharp,
+        "blurred": blurred(sharp),
     }
     detail, consistency = {}, {}
-    for kind, each in kinds.items():
+    for kind, each in clips.items():
         verdicts = [adversary.discriminators["pixel"](part) for part in each.split(8)]
         detail[kind] = torch.cat([verdict.detail.mean((1, 2, 3, 4)) for verdict in verdicts])
         consistency[kind] = torch.cat([verdict.consistency.mean((1, 2, 3, 4)) for verdict in verdicts])
     return {
         "consistency head, real above shuffled": auc(consistency["real"], consistency["shuffled"]),
-        "detail head, sharp above blurred": auc(detail["real"], detail["blurred"]),
+        "consistency head, real above the same shuffled": share_above(consistency["real"], consistency["shuffled"]),
+        "detail head, sharp above blurred, images": auc(detail["sharp"], detail["blurred"]),
+        "detail head, sharp above the same blurred, images": share_above(detail["sharp"], detail["blurred"]),
+        "detail head, sharp above blurred, clips": auc(detail["real"], detail["real, blurred"]),
+        "detail head, sharp above the same blurred, clips": share_above(detail["real"], detail["real, blurred"]),
         "detail head, real above shuffled": auc(detail["real"], detail["shuffled"]),
-        "consistency head, real above the same clip shuffled": float(
-            (consistency["real"] > consistency["shuffled"]).float().mean()
-        ),
-        "detail head, sharp above the same clip blurred": float((detail["real"] > detail["blurred"]).float().mean()),
     }
 
 
@@ -120,13 +143,18 @@ def auc(above: Tensor, below: Tensor) -> float:
     return float((difference > 0).float().mean() + 0.5 * (difference == 0).float().mean())
 
 
+def share_above(above: Tensor, below: Tensor) -> float:
+    """Return the share of pairs of which the first is above the second; both [N]."""
+    return float((above > below).float().mean())
+
+
 def run(data: Path, steps: int, say: Callable[[str], None] = print) -> dict[str, float]:
     """Train from one seed and measure."""
     torch.manual_seed(0)
     student = load_student("default")
     adversary = Adversary(ADVERSARY, student, features=data / "features", stable_diffusion="")
     train(adversary, student, data, steps, say)
-    return measure(adversary, held_out_clips(data, NUM_CLIPS))
+    return measure(adversary, data)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from comfy_api.latest import InputImpl
 from torch import Tensor
 
+from ..adcvsr_core.errors import InputError
 from ..adcvsr_core.frames import require_clip
 from ..adcvsr_core.sound import write_sound
 from ..adcvsr_core.video import VideoWriter, read_video
@@ -43,8 +44,9 @@ def open_video(video) -> Iterator[tuple[Iterable[Tensor], dict]]:
     """
     with contextlib.ExitStack() as stack:
         if isinstance(video, InputImpl.VideoFromFile):
-            start, end = _trim(video)
-            reader = stack.enter_context(read_video(_path(video, stack), start=start, end=end))
+            (start, end), path = _trim(video), _path(video, stack)
+            stack.enter_context(_by_name(path))
+            reader = stack.enter_context(read_video(path, start=start, end=end))
             if not _has_edits(video):
                 reader.height, reader.width = reader.info.height, reader.info.width
                 yield reader, {"source": reader}
@@ -70,6 +72,15 @@ def whole(writer: VideoWriter) -> Iterator[None]:
 def _warn(lines: list[str]) -> None:
     for line in dict.fromkeys(lines):
         log.warning("AdcVSR: %s", line)
+
+
+@contextlib.contextmanager
+def _by_name(path: str | os.PathLike) -> Iterator[None]:
+    """Let messages tell a file's name without its folder: they may travel far."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(str(error).replace(os.fspath(path), Path(path).name)) from None
 
 
 def _path(video: InputImpl.VideoFromFile, stack: contextlib.ExitStack) -> str | os.PathLike:

@@ -148,6 +148,15 @@ def check_video_of_frames_keeps_sound():
     assert not list((BASE / "temp").glob("*.m4a"))
 
 
+def check_video_of_frames_keeps_its_depth():
+    """Newer ComfyUIs let Create Video say how many bits its frames are worth."""
+    if "bit_depth" not in nodes.NODE_CLASS_MAPPINGS["CreateVideo"].INPUT_TYPES().get("optional", {}):
+        return
+    graph = {**video_graph("demo.mp4", codec="h265"), "images": stored("images", clip())}
+    graph["video"] = node("CreateVideo", images=["images", 0], fps=12.0, bit_depth=10)
+    assert core_video.read_video(run(graph)[0].get_stream_source()).info.bit_depth == 10
+
+
 def check_trims_are_honoured():
     """As ComfyUI trims, where it does (from 0.13 on), and as 0.22 and newer tell of it."""
     media, whole = sys.modules[f"{PREFIX}nodes.media"], frames_of(SAMPLE)
@@ -261,7 +270,8 @@ def check_faults_are_friendly():
     assert error_of(graph).startswith("refused") and "IMAGE" in error_of(graph)
     text = BASE / "input" / "text.mp4"
     text.write_text("no video")
-    assert "not a video" in error_of(video_graph("text.mp4"))
+    message = error_of(video_graph("text.mp4"))
+    assert "cannot open text.mp4: not a video" in message and str(BASE) not in message, message
 
 
 def check_models_are_found_where_they_belong():

@@ -61,6 +61,18 @@ def check_half_precision():
         assert images.dtype == torch.float32 and 0 < difference < tolerance, (dtype, difference)
 
 
+def check_images_have_the_type_that_comfyui_wants():
+    """Newer ComfyUIs can be told to keep IMAGE in half precision."""
+    if not hasattr(mm, "intermediate_dtype"):
+        return
+    original, mm.intermediate_dtype = mm.intermediate_dtype, lambda: torch.float16
+    try:
+        (images,) = run(upscale_graph(clip()))
+    finally:
+        mm.intermediate_dtype = original
+    assert images.dtype == torch.float16 and (images - engine(clip())).abs().max() < 1e-3
+
+
 def failing(condition):
     """Let the network run out of memory when `condition(frames)` is true; return what it was."""
     original = core.Student.forward
