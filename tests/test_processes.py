@@ -13,7 +13,10 @@ from adcvsr_core.checkpoint import load_student
 from adcvsr_core.errors import ConfigError
 from training.processes import Processes
 
+# Adam makes a whole step of a gradient that is rounding noise; the discriminators' steps are small so that the second
+# adversarial loss shows what was computed, and not that.
 SETTINGS = ["stage.steps=2", "stage.batch=2", "stage.optimizer=adam", "checkpoint_every=100"]
+SETTINGS += ["stage.adversary.learning_rate=1e-7"]
 
 
 def train(output: Path, folder: Path, num_processes: int) -> list[dict]:
