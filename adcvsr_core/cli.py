@@ -39,11 +39,16 @@ RANGES = {1: "limited", 2: "full"}
 console = Console(stderr=True, highlight=False)
 
 
+def _interrupt(*_: object) -> None:
+    """Stop as Ctrl-C does, also where Ctrl-C itself is ignored: what a shell starts in the background begins so."""
+    raise KeyboardInterrupt
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 a fault told in one line, 2 usage, 130 interrupted."""
     options = build_parser().parse_args(arguments)
     warnings.showwarning = lambda message, *_, **__: console.print(f"[yellow]warning:[/] {message}", soft_wrap=True)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         options.run(options)
     except (KeyboardInterrupt, Cancelled):
