@@ -1,10 +1,10 @@
-"""Which small network? One short training each: `python -m benchmarks.architectures --data bundled_data --out runs/search`.
+"""Which small network? `python -m benchmarks.architectures --data bundled_data --out DIR`: one short training each.
 
-Every candidate is the bundled `default` with one thing changed; all see the same samples in the same order for the same
+Every candidate is the bundled `default` with one thing changed. All see the same samples in the same order for the same
 number of steps of `bundled_2d` (a third of them clean, the rest its mixture), single frames, so temporal blocks play no
-part. Then each enlarges the same held-out frames. Time is that of the processor on one thread, which other programs
-do not lengthen much. A network that learns slowly is judged by what it reached here, not by what it may reach: that is what
-a machine of this size can train. Candidates that are finished are not run again; an interrupted one goes on.
+part. Then each enlarges the same held-out frames. Time is the processor's on one thread, which other programs do not
+lengthen much. A network that learns slowly is judged by what it reached here, not by what it may reach: that is what a
+machine of this size can train. Candidates that are finished are not run again; an interrupted one goes on.
 """
 
 import argparse

@@ -199,8 +199,14 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, small, model):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are a POSIX thing")
-@pytest.mark.parametrize("number, in_background", [(signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGTERM, True)],
-                         ids=["ctrl-c", "terminate", "terminate-in-background"])  # fmt: skip
+@pytest.mark.parametrize(
+    "number, in_background",
+    [
+        pytest.param(signal.SIGINT, False, id="ctrl-c"),
+        pytest.param(signal.SIGTERM, False, id="terminate"),
+        pytest.param(signal.SIGTERM, True, id="terminate-in-background"),
+    ],
+)
 def test_an_interrupt_leaves_a_playable_part(tmp_path, sample, model, number, in_background):
     out = tmp_path / "out.mov"
     # ProRes reaches the disk frame by frame, so that the file's size tells when to interrupt: after a few frames, for

@@ -234,8 +234,11 @@ class Source:
         still = stills[int(rng.integers(len(stills)))]
         photo = still.load()
         if num_frames == 1 and rng.random() < 0.5:  # untouched pixels are the sharpest
-            top, left = (int(rng.integers(edge - size + 1)) for edge in photo.shape[:2])
-            return Clip(frames=_cut(photo, top, left, size)[None], name=f"{still.name()} {_crop_name(top, left, size)}")
+            places = [[int(rng.integers(edge - size + 1)) for edge in photo.shape[:2]] for _ in range(2)]
+            crop, (top, left) = max(
+                ((_cut(photo, *place, size), place) for place in places), key=lambda c: detail(c[0])
+            )
+            return Clip(frames=crop[None], name=f"{still.name()} {_crop_name(top, left, size)}")
         front, name = None, still.name()
         if num_frames > 1 and rng.random() < FRONT_SHARE:
             other = stills[int(rng.integers(len(stills)))]
@@ -257,7 +260,7 @@ class Source:
             frame = int(rng.integers(shot.start, shot.stop))
             places = [[int(rng.integers(edge - size + 1)) for edge in (shot.height, shot.width)] for _ in range(2)]
             crops = [shot.frames.read(range(frame, frame + 1), top, left, size)[0] for top, left in places]
-        return max(crops, key=_detail)
+        return max(crops, key=detail)
 
     def _choose_from(self, num_frames: int, size: int) -> tuple[list[Shot], np.ndarray, list[Still]]:
         """Return the shots that are long and large enough, their cumulative shares, and the stills."""
@@ -332,6 +335,6 @@ def _cut(photo: np.ndarray, top: int, left: int, size: int) -> Tensor:
     return torch.from_numpy(photo[top : top + size, left : left + size].copy()).float() / 255
 
 
-def _detail(crop: Tensor) -> float:
-    """Return the mean change between neighbouring pixels."""
+def detail(crop: Tensor) -> float:
+    """Return the mean change between neighbouring pixels of [H,W,3]."""
     return ((crop[1:] - crop[:-1]).abs().mean() + (crop[:, 1:] - crop[:, :-1]).abs().mean()).item()

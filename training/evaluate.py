@@ -27,7 +27,7 @@ from adcvsr_core.student import Student
 
 from .clip_run import BICUBIC, FEEDINGS, MODEL, TRUTH, WITHOUT_TIME, ClipRun, EvaluationConfig
 from .flow import ESTIMATORS
-from .measures import DEFAULT, MEASURES, Setting, Shown, Step, make_default_steps, make_steps
+from .measures import DEFAULT, MEASURES, Scores, Setting, Shown, Step, Tally, make_default_steps, make_steps
 from .optional_measures import FrechetDistance
 from .testsets import ClipPair, open_testsets
 from .validation import strip
@@ -36,8 +36,6 @@ FID = "fid"
 _ARROWS = {"higher": " ↑", "lower": " ↓", "1": " →1", "": ""}
 # What the comparison with and without time is told for.
 _TEMPORAL = ("y_psnr", "stlpips_vgg", "flicker")
-
-Scores = dict[str, float]
 
 
 def evaluate(
@@ -72,10 +70,10 @@ def evaluate(
     distances: dict[str, dict[str, FrechetDistance]] = {}
     for pair in pairs:
         run = ClipRun(pair, student, config, setting)
-        tallies: dict[str, _Tally] = {}
+        tallies: dict[str, Tally] = {}
         for shown in run.shown():
             for method, frame in shown.items():
-                _add(frame, method == TRUTH, steps, tallies.setdefault(method, _Tally()))
+                tallies.setdefault(method, Tally(steps)).add(frame, is_truth=method == TRUTH)
             if fid and TRUTH in shown:
                 _add_to_sets(shown, distances.setdefault(pair.group, {}), setting)
             if shown[BICUBIC].moment.index <= run.middle:
@@ -95,28 +93,6 @@ def evaluate(
     if config.without_time and student is not None:
         result["temporal"] = {group: temporal_differences(clips) for group, clips in result["clips"].items()}
     return result
-
-
-class _Tally:
-    """Collects what frames add to each metric, for one clip and one method."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, tuple[float, float]] = {}
-
-    def add(self, name: str, part: tuple[float, float] | None) -> None:
-        if part is not None:
-            value, weight = self.sums.get(name, (0.0, 0.0))
-            self.sums[name] = value + part[0], weight + part[1]
-
-    def scores(self) -> Scores:
-        """Return the quotients; one over nothing, such as the motion energy of a still clip, is not measured."""
-        return {name: value / weight for name, (value, weight) in self.sums.items() if weight}
-
-
-def _add(frame: Shown, is_truth: bool, steps: dict[str, Step], tally: _Tally) -> None:
-    for name, step in steps.items():
-        if not is_truth or MEASURES[name].absolute:
-            tally.add(name, step(frame))
 
 
 def _add_to_sets(shown: dict[str, Shown], distances: dict[str, FrechetDistance], setting: Setting) -> None:

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adcvsr_core import metrics
 from adcvsr_core.color import blur
 from adcvsr_core.errors import AdcvsrError, ConfigError
 
 from .flow import estimate, inside, warp
+from .judge import load_judge
 from .optional_measures import NO_REFERENCE, build_no_reference, compatible_warping_error
 from .perceptual import make_distance
 
@@ -100,6 +101,7 @@ class Shown:
 
 # What a frame adds to the two sums; None = nothing.
 Step = Callable[[Shown], tuple[float, float] | None]
+Scores = dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +151,30 @@ def make_default_steps(setting: Setting) -> tuple[dict[str, Step], list[str]]:
     return steps, missing
 
 
+class Tally:
+    """Collects what frames add to each metric, for one clip and one method.
+
+    Args:
+        steps: the metrics.
+    """
+
+    def __init__(self, steps: dict[str, Step]) -> None:
+        self.steps = steps
+        self._sums: dict[str, tuple[float, float]] = {}
+
+    def add(self, frame: Shown, *, is_truth: bool = False) -> None:
+        """Add a frame; of the ground truth itself only what also has a meaning without it."""
+        for name, step in self.steps.items():
+            part = step(frame) if not is_truth or MEASURES[name].absolute else None
+            if part is not None:
+                value, weight = self._sums.get(name, (0.0, 0.0))
+                self._sums[name] = value + part[0], weight + part[1]
+
+    def scores(self) -> Scores:
+        """Return the quotients; one over nothing, such as the motion energy of a still clip, is not measured."""
+        return {name: value / weight for name, (value, weight) in self._sums.items() if weight}
+
+
 # With ground truth
 
 
@@ -168,9 +194,15 @@ def rgb_psnr(sr: Tensor, hr: Tensor) -> Tensor:
     return -10 * torch.log10((sr.double() - hr.double()).square().mean((1, 2, 3)))
 
 
-def _perceptual(name: str) -> Callable[[Setting], Step]:
+def _named(distance: str) -> Callable[[Path], nn.Module]:
+    return lambda folder: make_distance(distance, folder)
+
+
+def _perceptual(make: Callable[[Path], nn.Module]) -> Callable[[Setting], Step]:
+    """A distance of single frames by a network; `make` gets the folder of its weights."""
+
     def build(setting: Setting) -> Step:
-        distance = make_distance(name, setting.features).to(setting.device)
+        distance = make(setting.features).to(setting.device)
 
         @torch.no_grad()
         def step(shown: Shown) -> tuple[float, float] | None:
@@ -204,14 +236,22 @@ def _high_pass(shown: Shown) -> tuple[float, float]:
     return _fine_energy(shown.sr), _fine_energy(shown.moment.reference)
 
 
+def _sharpness(shown: Shown) -> tuple[float, float]:
+    return _fine_energy(shown.sr), 1.0
+
+
 def _change(before: Tensor, now: Tensor) -> float:
     return float((metrics.luma(now) - metrics.luma(before)).abs().mean())
 
 
 def _fine_energy(frame: Tensor) -> float:
     """Energy of the luma's finest wavelet band, in squared levels."""
+    return float(_fine_band(frame).square().mean())
+
+
+def _fine_band(frame: Tensor) -> Tensor:
     luma = metrics.luma(frame)[None, None]
-    return float((luma - blur(luma, 1)).square().mean())
+    return luma - blur(luma, 1)
 
 
 def _only(truth: bool, step: Step) -> Callable[[Setting], Step]:
@@ -235,6 +275,19 @@ def _warping_error(shown: Shown) -> tuple[float, float] | None:
     motion = shown.moment.motion[None]
     weight = float(inside(motion.permute(0, 3, 1, 2)).sum())
     return float(metrics.warping_error(torch.stack([shown.past[0], shown.sr]), motion)) * weight, weight
+
+
+def _crawl(shown: Shown) -> tuple[float, float] | None:
+    # A texture that sticks to its object gives 0, one drawn anew for every frame 1, however strong it is: unlike the
+    # plain warping error, blur does not lower this.
+    if not shown.past or shown.moment.motion is None:
+        return None
+    flow = shown.moment.motion.permute(2, 0, 1)[None].double()
+    before, now = _fine_band(shown.past[0]), _fine_band(shown.sr)
+    seen = inside(flow)
+    error = ((before - warp(now, flow, "bicubic")).square() * seen).sum()
+    energy = ((before.square() + now.square()) * seen).sum()
+    return float(error), float(energy)
 
 
 def _ewarp(setting: Setting) -> Step:
@@ -286,11 +339,12 @@ MEASURES: dict[str, Measure] = {
     "y_psnr": Measure(title="Y-PSNR", better="higher", build=_frame(metrics.psnr), digits=2),
     "rgb_psnr": Measure(title="RGB-PSNR", better="higher", build=_frame(rgb_psnr), digits=2),
     "ssim": Measure(title="SSIM(Y)", better="higher", build=_frame(metrics.ssim)),
-    "stlpips_vgg": Measure(title="ST-LPIPS(VGG)", better="lower", build=_perceptual("st-lpips-vgg")),
-    "stlpips_alex": Measure(title="ST-LPIPS(Alex)", better="lower", build=_perceptual("st-lpips-alex")),
-    "lpips_alex": Measure(title="LPIPS(Alex)", better="lower", build=_perceptual("lpips-alex")),
-    "lpips_vgg": Measure(title="LPIPS(VGG)", better="lower", build=_perceptual("lpips-vgg")),
-    "dists": Measure(title="DISTS", better="lower", build=_perceptual("dists")),
+    "stlpips_vgg": Measure(title="ST-LPIPS(VGG)", better="lower", build=_perceptual(_named("st-lpips-vgg"))),
+    "stlpips_alex": Measure(title="ST-LPIPS(Alex)", better="lower", build=_perceptual(_named("st-lpips-alex"))),
+    "lpips_alex": Measure(title="LPIPS(Alex)", better="lower", build=_perceptual(_named("lpips-alex"))),
+    "lpips_vgg": Measure(title="LPIPS(VGG)", better="lower", build=_perceptual(_named("lpips-vgg"))),
+    "judge": Measure(title="judge(EffNet-Lite0)", better="lower", build=_perceptual(load_judge)),
+    "dists": Measure(title="DISTS", better="lower", build=_perceptual(_named("dists"))),
     "flicker": Measure(title="flicker", better="lower", build=_always(_flicker), digits=3),
     "shimmer": Measure(title="shimmer", better="", build=_always(_shimmer), absolute=True, digits=3),
     "motion_energy": Measure(title="motion energy", better="1", build=_only(True, _motion_energy), digits=3),
@@ -300,6 +354,8 @@ MEASURES: dict[str, Measure] = {
     "warping_error": Measure(
         title="warping error", better="lower", build=_always(_warping_error), absolute=True, digits=3
     ),
+    "crawl": Measure(title="crawl of fine detail", better="lower", build=_always(_crawl), absolute=True, digits=3),
+    "sharpness": Measure(title="sharpness", better="", build=_always(_sharpness), absolute=True, digits=2),
     "ewarp": Measure(title="ewarp", better="lower", build=_ewarp, absolute=True, digits=3),
     "ewarp_compat": Measure(title="ewarp_compat", better="lower", build=_ewarp_compat, absolute=True, digits=3),
 } | {

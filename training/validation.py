@@ -20,12 +20,14 @@ from adcvsr_core.student import Student
 from adcvsr_core.video import VideoWriter
 
 from .average import Average
+from .clips import Clip, Source, detail
 from .config import TrainConfig
 from .sampling import to_frames, to_network
-from .sources import Clip, open_source
+from .sources import open_source
 from .teachers import Teacher
 
 _NUM_CLIPS, _NUM_FRAMES, _LR_SIZE, _SEED = 4, 5, 48, 7
+_DRAWS = 4  # of which one is shown
 _FPS = 8
 
 
@@ -112,11 +114,17 @@ def _draw_clips(config: TrainConfig, data: Path, index: Path) -> list[Clip]:
     for split in ("heldout", "train"):
         try:
             source = open_source(data, config.data, split, targets, index=index, report=_silent)
-            return [source.draw_clip(np.random.default_rng((_SEED, i)), length, size) for i in range(_NUM_CLIPS)]
+            return [_most_detailed(source, (_SEED, i), length, size) for i in range(_NUM_CLIPS)]
         except InputError:  # nothing is held out, or nothing of it is long and large enough
             if split == "train":
                 raise
     raise AssertionError
+
+
+def _most_detailed(source: Source, seed: tuple[int, int], length: int, size: int) -> Clip:
+    """Draw some clips and return the one that shows most: in sky and blur every network looks alike."""
+    rng = np.random.default_rng(seed)
+    return max((source.draw_clip(rng, length, size) for _ in range(_DRAWS)), key=lambda clip: detail(clip.frames[0]))
 
 
 def _silent(message: str) -> None:

@@ -1,0 +1,92 @@
+"""The upscalers of the quality benchmark under their names, and a store for what slow ones made.
+
+Each maps frames [T,h,w,3] in 0..1 to [T,4h,4w,3] on 8-bit levels. Knows nothing about clips or metrics.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from adcvsr_core.checkpoint import load_student
+from adcvsr_core.degradation import to_levels
+from training.checkpoints import sha256
+from training.peers import PEERS, load_peer
+from training.sampling import to_frames
+from training.validation import bicubic_frames, run_student
+
+Method = Callable[[Tensor], Tensor]
+WITHOUT_TIME = ", without time"
+_PAD = 4  # LR pixels
+
+
+def make_methods(data: Path, models: dict[str, str], store: Path | None) -> dict[str, Method]:
+    """Make every method, in the order of the table.
+
+    Args:
+        data: the prepared folder with the peers' networks.
+        models: names and files of ours; each comes with and without its temporal blocks.
+        store: folder in which what the peers make is kept between runs, None = nowhere.
+
+    Raises:
+        AdcvsrError: a file is missing or broken.
+    """
+    methods: dict[str, Method] = {"bicubic": bicubic_frames, "lanczos": lanczos_frames}
+    for name in PEERS:
+        network = load_peer(name, data)
+        method = _of_network(network)
+        methods[name] = method if store is None else _kept(method, store, sha256(_weights_of(name, data)))
+    for name, file in models.items():
+        student = load_student(file)
+        methods[name] = lambda lr, student=student: run_student(student, lr, 1.0)
+        if student.config.temporal != "none":
+            methods[name + WITHOUT_TIME] = lambda lr, student=student: run_student(student, lr, 0.0)
+    return methods
+
+
+def lanczos_frames(lr: Tensor) -> Tensor:
+    """Enlarge by Pillow's Lanczos filter."""
+    size = (4 * lr.shape[2], 4 * lr.shape[1])
+    pictures = [Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS) for frame in to_levels(lr)]
+    return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).float() / 255
+
+
+def _of_network(network: torch.nn.Module) -> Method:
+    """Run a network frame by frame, with repeated edges, which it never sees the end of a frame by."""
+
+    @torch.no_grad()
+    def run(lr: Tensor) -> Tensor:
+        frames = lr.permute(0, 3, 1, 2).contiguous()
+        padded = F.pad(frames, (_PAD,) * 4, mode="replicate")
+        made = torch.cat([network(frame[None]) for frame in padded])[..., 4 * _PAD : -4 * _PAD, 4 * _PAD : -4 * _PAD]
+        return to_frames(made * 2 - 1).mul(255).round() / 255
+
+    return run
+
+
+def _kept(method: Method, store: Path, identity: str) -> Method:
+    """Look a clip up before computing it; what is kept depends on the weights and on every pixel of the clip."""
+
+    def run(lr: Tensor) -> Tensor:
+        key = hashlib.sha256(identity.encode() + to_levels(lr).tobytes() + repr(tuple(lr.shape)).encode()).hexdigest()
+        path = store / f"{key[:24]}.npy"
+        if path.exists():
+            return torch.from_numpy(np.load(path)).float() / 255
+        made = method(lr)
+        store.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".part.npy")
+        np.save(partial, to_levels(made))
+        os.replace(partial, path)
+        return made
+
+    return run
+
+
+def _weights_of(name: str, data: Path) -> Path:
+    return data / "peers" / f"{PEERS[name]}.bin"
