@@ -319,9 +319,9 @@ def sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def judge_by_sd(student: Student, folder: Path) -> Adversary:
+def judge_by_sd(student: Student, folder: Path, **settings: float) -> Adversary:
     pytest.importorskip("peft", reason="the adapters are its")
-    config = AdversaryConfig(domains=("feature",), heads="single", feature_backbone="sd-unet")
+    config = AdversaryConfig(domains=("feature",), heads="single", feature_backbone="sd-unet", **settings)
     return Adversary(config, student, features=folder, stable_diffusion=str(folder))
 
 
@@ -337,6 +337,29 @@ def test_adcsrs_discriminator_begins_as_stable_diffusion(small_student: Student,
         verdict = discriminator(features)
         expected = unet(latents, 999, torch.zeros(2, 77, 12)).sample
     assert verdict.consistency is None and torch.allclose(verdict.detail[:, 0], expected, atol=1e-4)
+
+
+def test_adcsrs_discriminator_looks_at_a_timestep_through_noise(small_student: Student, sd: Path) -> None:
+    """Its noise follows from the step alone and is as strong as asked, whatever the features' scale."""
+    made = noise(1, 2, small_student.config.decoder_channels[-1], 8, 8)
+    plain, early, noisy = (judge_by_sd(small_student, sd, **s) for s in ({}, {"timestep": 20}, {"noise": 0.5}))
+    early.load_state_dict(plain.state_dict())
+    noisy.load_state_dict(plain.state_dict())
+
+    def verdict(adversary: Adversary, step: int, scale: float = 1.0) -> torch.Tensor:
+        adversary.set_step(step)
+        with torch.no_grad():
+            return adversary.discriminators["feature"](scale * made).detail
+
+    assert torch.equal(verdict(plain, 1), verdict(plain, 2))
+    assert not torch.allclose(verdict(plain, 1), verdict(early, 1), atol=1e-4)
+    assert torch.equal(verdict(noisy, 1), verdict(noisy, 1)) and not torch.equal(verdict(noisy, 1), verdict(noisy, 2))
+    seen = []
+    noisy.discriminators["feature"].unet.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    for scale in (1.0, 10.0):
+        verdict(noisy, 3, scale)
+        share = (seen[-1].unflatten(0, (1, 2)) - scale * made).std() / (scale * made.std())
+        assert share == pytest.approx(0.5, rel=0.05)
 
 
 def test_adcsrs_discriminator_trains_adapters_and_its_first_layer(small_student: Student, sd: Path) -> None:

@@ -38,6 +38,8 @@ PUBLISHED = [
     ("adcsr_distill", "stage0.adversary.feature_weight", 1.0, "feature L1 and adversary 1 : 1"),
     ("adcsr_distill", "stage0.adversary.learning_rate", 1e-6, "1e-6"),
     ("adcsr_distill", "stage0.adversary.lora_rank", 4, "LoRA rank 4"),
+    ("adcsr_distill", "stage0.adversary.timestep", 999, "AdcSR's code: timesteps 999"),
+    ("adcsr_distill", "stage0.adversary.noise", 0.0, "AdcSR's code: features as they are"),
     ("adcsr_distill", "stage0.adversary.feature_backbone", "sd-unet", "SD 2.1's UNet"),
     ("adcsr_distill", "teacher.kind", "osediff", "OSEDiff"),
     # AdcVSR, arXiv 2603.00458

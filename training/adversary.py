@@ -16,6 +16,7 @@ from .config import AdversaryConfig
 from .discriminators import make_discriminator
 from .discriminators.frozen import held
 from .discriminators.labels import labelled_loss, lessons, realness_loss
+from .discriminators.stable_diffusion import StableDiffusionDiscriminator
 
 
 class Adversary(nn.Module):
@@ -48,6 +49,12 @@ class Adversary(nn.Module):
     def trainable_parameters(self) -> list[nn.Parameter]:
         """Return what the discriminators' optimizer moves."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def set_step(self, step: int) -> None:
+        """Tell the discriminators that add noise which step this is."""
+        for discriminator in self.discriminators.values():
+            if isinstance(discriminator, StableDiffusionDiscriminator):
+                discriminator.step = step
 
     def student_loss(self, sr: Tensor, sr_features: Tensor) -> dict[str, Tensor]:
         """Return how unreal the student's clips look, without the domains' weights.

@@ -96,6 +96,9 @@ class AdversaryConfig:
             stage, from latent diffusion's autoencoder).
         lead: steps that the discriminators train before the student listens.
         lora_rank: of "sd-unet".
+        timestep: of "sd-unet", 0 to 999: for which level of noise it judges. AdcSR: 999, the last.
+        noise: of "sd-unet": Gaussian noise added to the features it judges, as a multiple of their own deviation.
+            AdcSR: none. More hides what sets both sides apart from a discriminator that wins early.
     """
 
     domains: tuple[str, ...] = DOMAINS
@@ -118,6 +121,8 @@ class AdversaryConfig:
     adaptive: bool = False
     lead: int = 0
     lora_rank: int = 4
+    timestep: int = 999
+    noise: float = 0.0
 
     def __post_init__(self) -> None:
         for domain in self.domains:
@@ -129,6 +134,8 @@ class AdversaryConfig:
             raise ConfigError("an adversary needs at least one domain")
         if self.heads == "dual" and not 0 < self.detail_channels < self.channels:
             raise ConfigError(f"detail_channels {self.detail_channels} must lie between 0 and channels {self.channels}")
+        if not 0 <= self.timestep <= 999 or self.noise < 0:
+            raise ConfigError(f"timestep {self.timestep} must lie in 0..999 and noise {self.noise} be at least 0")
         if self.stacked_detail not in (-1, 1):
             raise ConfigError(f"stacked_detail is {self.stacked_detail}; expected 1 (the paper) or -1")
 

@@ -111,6 +111,8 @@ class Restore:
             )
 
     def student_terms(self, batch: Batch, step: int) -> tuple[Terms, dict[str, float], Made]:
+        if self.adversary is not None:
+            self.adversary.set_step(step)
         strength = draw_strength(self.stage, self.run.config.seed, step)
         lr, hr = batch["lr"], batch["hr"]
         target = hr if self.run.teacher is None else self.run.teacher(lr, batch["keys"])

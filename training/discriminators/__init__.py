@@ -47,7 +47,7 @@ def make_discriminator(
         return PatchDiscriminator(config.channels)
     if backbone == "sd-unet":
         width = student.config.decoder_channels[-1]
-        return StableDiffusionDiscriminator(stable_diffusion, width, config.lora_rank)
+        return StableDiffusionDiscriminator(stable_diffusion, width, config)
     if backbone == "student":
         return HeadedDiscriminator(first_layer(student), StudentBackbone(student), config)
     return HeadedDiscriminator(identity_layer(), make_pixel_backbone(backbone, features), config)

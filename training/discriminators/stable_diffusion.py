@@ -1,6 +1,6 @@
 """AdcSR's discriminator: Stable Diffusion's UNet, adapted by LoRA, whose output is the verdict on features.
 
-Each frame alone, at the last timestep. AdcSR gives it the text tags of the picture; here it gets the embedding in
+Each frame alone, at one timestep. AdcSR gives it the text tags of the picture; here it gets the embedding in
 `prompt_embedding.safetensors` beside unet/ (the empty prompt's, say), or zeros. Source: AdcSR (arXiv 2411.13383).
 """
 
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from adcvsr_core.errors import CheckpointError, ConfigError, InputError
 from adcvsr_core.layers import per_frame
 
+from ..config import AdversaryConfig
 from .feature import widened
 from .frozen import freeze
 from .labels import Verdict
 
-_TIMESTEP = 999
 _PROMPT = "prompt_embedding.safetensors"
 
 
@@ -28,7 +28,10 @@ class StableDiffusionDiscriminator(nn.Module):
     Args:
         folder: Stable Diffusion in diffusers' layout; its unet/ is read.
         channels_in: the features' width.
-        rank: of the adapters of all other convolutions and linear layers.
+        config: rank of the adapters of all other convolutions and linear layers, timestep, noise.
+
+    Attributes:
+        step: of the training; the noise follows from it, so that a resumed run hears the same.
 
     Raises:
         ConfigError: no folder is set, or diffusers or peft is missing.
@@ -36,15 +39,20 @@ class StableDiffusionDiscriminator(nn.Module):
         CheckpointError: the files are broken.
     """
 
-    def __init__(self, folder: str, channels_in: int, rank: int):
+    def __init__(self, folder: str, channels_in: int, config: AdversaryConfig):
         super().__init__()
+        self.timestep, self.noise, self.step = config.timestep, config.noise, 0
         self.unet = freeze(load_unet(folder))
-        _add_adapters(self.unet, rank)
+        _add_adapters(self.unet, config.lora_rank)
         self.unet.conv_in = widened(self.unet.conv_in, channels_in)
         self.unet.eval()
         self.register_buffer("prompt", _read_prompt(Path(folder), self.unet.config.cross_attention_dim))
 
     def forward(self, features: Tensor) -> Verdict:
+        if self.noise:
+            generator = torch.Generator().manual_seed(self.step)
+            noise = torch.randn(features.shape, generator=generator).to(features)
+            features = features + self.noise * features.detach().std() * noise
         return Verdict(per_frame(self._judge, features).float(), None)
 
     def train(self, mode: bool = True) -> "StableDiffusionDiscriminator":
@@ -54,7 +62,7 @@ class StableDiffusionDiscriminator(nn.Module):
 
     def _judge(self, frames: Tensor) -> Tensor:
         prompt = self.prompt.expand(len(frames), -1, -1).to(frames.dtype)
-        return self.unet(frames, _TIMESTEP, encoder_hidden_states=prompt, return_dict=False)[0]
+        return self.unet(frames, self.timestep, encoder_hidden_states=prompt, return_dict=False)[0]
 
 
 def load_unet(folder: str) -> nn.Module:
