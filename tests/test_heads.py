@@ -32,5 +32,5 @@ def test_blurring_keeps_flat_clips_and_takes_detail() -> None:
 def test_a_short_training_teaches_the_consistency_head_order(folder: Path) -> None:
     """On drifting noise and a random backbone; the real figures are the benchmark's."""
     measured = run(folder, steps=40, say=lambda line: None)
-    assert measured["consistency head, real above the same clip shuffled"] > 0.9
+    assert measured["consistency head, real above the same shuffled"] > 0.9
     assert measured["detail head, real above shuffled"] == pytest.approx(0.5, abs=0.02)
