@@ -27,6 +27,7 @@ CONVERT_HINT = "python -m adcvsr_core convert --adcsr net_params_200.pkl halfDec
 CONFIG, LORA = "adcvsr_config", "adcvsr_lora"  # keys of the metadata; a file with LORA is a LoRA, see lora.py
 _RESERVED, _FORMAT = "adcvsr_", "adcvsr_format"
 _VERSION = "1"
+_RICH = ".rich"  # ends the name of a model's rich partner
 _PICKLE_SUFFIXES = (".pkl", ".ckpt", ".pt", ".pth", ".bin")
 _BYTES_SCANNED = 1 << 22  # enough for the names in a checkpoint's pickle, and a bound for a hostile one
 
@@ -52,7 +53,10 @@ def save_student(
 
 
 def load_student(
-    name_or_path: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    name_or_path: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    fidelity: float = 1.0,
 ) -> Student:
     """Read a student from a file of our own layout, ready for inference.
 
@@ -60,17 +64,51 @@ def load_student(
         name_or_path: "default", another bundled model's name, or a safetensors file that `save_student` wrote.
         dtype: floating type to compute in.
         device: where to put the weights.
+        fidelity: in [0, 1]. 1 takes the file's weights as they are: the faithful end. Below 1 needs its rich partner,
+            NAME.rich.safetensors beside NAME.safetensors (the same network, trained on to draw more detail), and
+            mixes the weights of both; 0 is the partner alone.
 
     Returns:
         the student, in eval mode, without gradients, channels_last.
 
     Raises:
-        CheckpointError: the file is missing, broken, of another layout, or does not fit its configuration.
-        ConfigError: `dtype` is not a floating type.
+        CheckpointError: a file is missing, broken, of another layout, or does not fit its configuration or its partner.
+        ConfigError: `dtype` is not a floating type, or `fidelity` is outside [0, 1] or below 1 without a partner.
     """
     if not dtype.is_floating_point:
         raise ConfigError(f"a student computes in a floating type, not in {dtype}")
+    if not 0 <= fidelity <= 1:
+        raise ConfigError(f"fidelity {fidelity} is outside [0, 1]")
     path = find_weights(name_or_path)
+    if fidelity == 1:
+        return _read_student(path, dtype, device)
+    rich = rich_partner(path)
+    if rich is None:
+        raise ConfigError(
+            f"{path} has no richer partner, so its fidelity is 1; "
+            f"lower ones need {path.stem}{_RICH}{path.suffix} beside it"
+        )
+    if fidelity == 0:
+        return _read_student(rich, dtype, device)
+    # Mixed in float32: in half precision the steps between two similar weights are coarse.
+    ends = [_read_student(each, torch.float32, "cpu") for each in (rich, path)]
+    if ends[0].config != ends[1].config:
+        raise CheckpointError(f"{rich} is another network than {path}; their weights cannot be mixed")
+    weights = {}
+    for (key, richer), faithful in zip(ends[0].state_dict().items(), ends[1].state_dict().values(), strict=True):
+        weights[key] = torch.lerp(richer, faithful, fidelity).to(device=device, dtype=dtype)
+        require_finite(key, weights[key], f"{path} at fidelity {fidelity}")
+    return fill(build_empty(ends[0].config, str(path)), weights)
+
+
+def rich_partner(name_or_path: str | Path) -> Path | None:
+    """Return the file that a model's fidelity below 1 leads to, None where there is none."""
+    path = find_weights(name_or_path)
+    partner = path.with_name(f"{path.stem}{_RICH}{path.suffix}")
+    return partner if partner.is_file() else None
+
+
+def _read_student(path: Path, dtype: torch.dtype, device: torch.device | str) -> Student:
     with open_weights(path) as file:
         config = _config_of(path, file.metadata())
         if 4 * max(config.layers, config.decoder_layers) > len(file.keys()):  # before building something absurd
@@ -99,8 +137,9 @@ def read_config(name_or_path: str | Path) -> StudentConfig:
 
 
 def bundled_models() -> list[str]:
-    """Return the names of the models that come with the package, "default" first."""
-    return sorted((path.stem for path in WEIGHTS.glob("*.safetensors")), key=lambda name: (name != "default", name))
+    """Return the names of the models that come with the package, "default" first; a rich partner is none by itself."""
+    names = (path.stem for path in WEIGHTS.glob("*.safetensors") if not path.stem.endswith(_RICH))
+    return sorted(names, key=lambda name: (name != "default", name))
 
 
 def find_weights(name_or_path: str | Path) -> Path:

@@ -96,6 +96,9 @@ def _add_upscale(parser: argparse.ArgumentParser) -> None:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--scale", type=float, default=default.scale, help="output over input size (default 4)")
     size.add_argument("--height", type=int, default=0, help="output height in pixels, instead of --scale")
+    parser.add_argument(
+        "--fidelity", type=float, default=1.0, help="1 = invents nothing, 0 = the richest; models with a rich partner"
+    )
     parser.add_argument("--work-size", type=int, default=0, help="height the network sees, 0 = a quarter of the output")
     parser.add_argument("--chunk", type=int, default=0, help="frames per step, 0 = automatic; never changes the result")
     parser.add_argument(
@@ -160,7 +163,8 @@ def run_upscale(options: argparse.Namespace) -> None:
             overwrite=options.overwrite,
         ) as writer:
             lora = f" with {options.lora[0]} at {options.lora[1]:g}" if options.lora else ""
-            console.print(f"model {options.model}{lora}, {describe_plan(plan, student)}")
+            fidelity = f" at fidelity {options.fidelity:g}" if options.fidelity < 1 else ""
+            console.print(f"model {options.model}{fidelity}{lora}, {describe_plan(plan, student)}")
             with _progress(reader.num_frames, "upscaling") as on_progress, _keeping(writer):
                 for frames in upscale(reader, student, config, on_progress):
                     writer.write(frames, reader.take_pts(len(frames)))
@@ -172,7 +176,9 @@ def run_upscale(options: argparse.Namespace) -> None:
 
 def _load(options: argparse.Namespace, device: torch.device) -> Student:
     dtype = _choose_dtype(options.dtype, device)
-    student, warning = load_with_lora(options.model, *(options.lora or ()), dtype=dtype, device=device)
+    student, warning = load_with_lora(
+        options.model, *(options.lora or ()), dtype=dtype, device=device, fidelity=options.fidelity
+    )
     if warning:
         warnings.warn(warning, stacklevel=1)
     return student

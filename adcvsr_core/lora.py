@@ -171,6 +171,7 @@ def load_with_lora(
     strength: float = 1.0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    fidelity: float = 1.0,
 ) -> tuple[Student, str | None]:
     """Read a student and put a LoRA on it, in float32 before it is brought to `dtype`.
 
@@ -179,6 +180,7 @@ def load_with_lora(
         lora: the LoRA's file; None = the student as it is.
         strength: as for `merge_lora`.
         dtype, device: of the result.
+        fidelity: as for `load_student`.
 
     Returns:
         the student, as from `load_student`, and the warning of `merge_lora`, if there is one.
@@ -188,8 +190,8 @@ def load_with_lora(
             cannot hold.
     """
     if lora is None:
-        return load_student(model, dtype=dtype, device=device), None
-    student = load_student(model)
+        return load_student(model, dtype=dtype, device=device, fidelity=fidelity), None
+    student = load_student(model, fidelity=fidelity)
     warning = merge_lora(student, read_lora(lora), strength)
     student = student.to(device=device, dtype=dtype)
     for key, weight in student.state_dict().items():
