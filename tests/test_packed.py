@@ -24,8 +24,9 @@ def test_unpacked_material_is_nearly_the_packed_one(tmp_path: Path, capsys) -> N
     assert json.loads((tmp_path / "b" / "corpus.json").read_text()) == json.loads((data / "corpus.json").read_text())
     for name in ("film.npy", *(f"photographs/{each}.npy" for each in "abc")):
         before, after = (np.load(folder / name).astype(int) for folder in (data, tmp_path / "b"))
-        assert before.shape == after.shape and np.abs(before - after).mean() < 3, name
-        assert abs((before - after).mean()) < 0.7, name  # no shift of brightness
+        assert before.shape == after.shape, name
+        change = (before - after) @ np.array([0.2126, 0.7152, 0.0722])  # of luma: this material's colours are noise
+        assert np.abs(change).mean() < 3 and abs(change.mean()) < 0.5, name
     weights, halved = (torch.load(folder / FEATURES, weights_only=True) for folder in (data, tmp_path / "b"))
     assert all(torch.equal(value.half().float(), halved[key]) for key, value in weights.items())
     for split in ("train", "heldout"):
