@@ -53,7 +53,7 @@ _NUM_FRAMES, _HR_SIZE, _SPEED_SIZE = 24, 256, 128
 def configure(student: StudentConfig, steps: int, seed: int) -> TrainConfig:
     """Return the run of one candidate: a third of its steps clean, the rest the recipe's mixture."""
     recipe = get_recipe("bundled_2d")
-    clean, mixed = recipe.stages
+    clean, mixed = recipe.stages[:2]
     stages = (replace(clean, steps=steps // 3), replace(mixed, steps=steps - steps // 3))
     return replace(
         recipe,

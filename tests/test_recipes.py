@@ -9,7 +9,16 @@ from adcvsr_core.config import PRESETS
 from adcvsr_core.errors import ConfigError
 from training import train
 from training.config import StageConfig, TrainConfig, identity, override
-from training.recipes import MEMORY_PRESETS, RECIPES, bundled_2d, bundled_stage1, debug, fit_memory, get_recipe
+from training.recipes import (
+    MEMORY_PRESETS,
+    RECIPES,
+    bundled_2d,
+    bundled_rich,
+    bundled_stage1,
+    debug,
+    fit_memory,
+    get_recipe,
+)
 
 # recipe, key, value, where it was published
 PUBLISHED = [
@@ -101,11 +110,13 @@ def test_stages_of_a_recipe_do_not_share_samples(name: str) -> None:
 
 
 def test_bundled_recipes_are_what_the_model_card_says() -> None:
-    frames, clips = bundled_2d(), bundled_stage1()
-    assert frames.student == clips.student == PRESETS["default"]
+    frames, clips, rich = bundled_2d(), bundled_stage1(), bundled_rich()
+    assert frames.student == clips.student == rich.student == PRESETS["default"]
     assert all(s.temporal_strength == 0 and s.num_frames == 1 and s.loss.epsilon == 0.05 for s in frames.stages)
-    assert dict(frames.stages[-1].mixture) == {"clean": 0.5, "h264": 0.25, "light": 0.25}
-    assert clips.stages[0].temporal_strength == 1 and clips.stages[0].num_frames >= 5
+    assert [stage.steps for stage in frames.stages] == [500, 2500, 4500]
+    assert set(dict(frames.stages[-1].mixture)) == {"clean", "h264", "light", "realbasicvsr", "film", "aigen"}
+    assert clips.stages[0].trainable == "temporal" and clips.stages[0].num_frames == 7
+    assert rich.stages[0].trainable == "all" and rich.stages[0].loss.perceptual == 0.2
 
 
 def test_an_unknown_recipe_is_named() -> None:
@@ -116,7 +127,7 @@ def test_an_unknown_recipe_is_named() -> None:
 def test_settings_by_name() -> None:
     config = override(bundled_2d(), ["ema_decay=0.5", "stage1.steps=7", "stage.loss.perceptual=1", "data.workers=0"])
     assert config.ema_decay == 0.5 and config.data.workers == 0
-    assert [s.steps for s in config.stages][1:] == [7] and all(s.loss.perceptual == 1.0 for s in config.stages)
+    assert config.stages[1].steps == 7 and all(s.loss.perceptual == 1.0 for s in config.stages)
     assert override(debug(), ['stage0.mixture=[["clean", 1]]']).stages[0].mixture == (("clean", 1),)
     assert override(debug(), ["teacher.kind=checkpoint", "teacher.path=123"]).teacher.path == "123"
 

@@ -1,10 +1,10 @@
 """One function per recipe, each returning the whole configuration of a run.
 
 The papers' recipes hold every number that the papers publish; what they leave open has a field in `config.py` that
-says so, and the choice made here. `bundled_*` made the model in adcvsr_core/weights; `finetune_*` are for people with
-one GPU and a folder of clips; `debug` is every part of a run at toy size, for tests. Knows nothing about how a run is
-done. Sources: AdcSR (arXiv 2411.13383) and its public training code, AdcVSR (arXiv 2603.00458), latent diffusion's
-autoencoder (arXiv 2112.10752), the abstract of InstaVSR (arXiv 2603.26134).
+says so, and the choice made here. `bundled_*` (`training.bundled_recipes`) made the model in adcvsr_core/weights;
+`finetune_*` are for people with one GPU and a folder of clips; `debug` is every part of a run at toy size, for tests.
+Knows nothing about how a run is done. Sources: AdcSR (arXiv 2411.13383) and its public training code, AdcVSR (arXiv
+2603.00458), latent diffusion's autoencoder (arXiv 2112.10752), the abstract of InstaVSR (arXiv 2603.26134).
 """
 
 from collections.abc import Callable
@@ -13,115 +13,14 @@ from dataclasses import replace
 from adcvsr_core.config import PRESETS, StudentConfig
 from adcvsr_core.errors import ConfigError
 
+from .bundled_recipes import bundled_2d, bundled_rich, bundled_stage1, bundled_stage2
 from .config import AdversaryConfig, DataConfig, LossConfig, StageConfig, TeacherConfig, TrainConfig
 
-# Users' clips are compressed: half of the clips are clean, a quarter H.264, the rest mildly blurred, noisy or JPEG.
-BUNDLED_MIXTURE = (("clean", 0.5), ("h264", 0.25), ("light", 0.25))
 # What people's own footage may look like by the time it reaches an upscaler.
 FOOTAGE_MIXTURE = (("clean", 0.2), ("h264", 0.3), ("light", 0.3), ("realbasicvsr", 0.2))
 
 # GB of the GPU -> (frames of a clip, edge of LR patches). Starting points, not measured on such cards.
 MEMORY_PRESETS = {12: (5, 64), 24: (9, 96), 48: (13, 128)}
-
-
-def bundled_2d() -> TrainConfig:
-    """Single frames, the temporal blocks bypassed: what a small net needs first is many different pictures a step.
-
-    It begins with clean frames, where there is most to learn: from silence, 200 of those take the loss to 0.94 of
-    bicubic's, 400 of the mixture only to 0.98.
-    """
-    frames = StageConfig(
-        name="clean frames",
-        steps=500,
-        batch=10,
-        num_frames=1,
-        lr_size=32,
-        mixture=(("clean", 1.0),),
-        temporal_strength=0.0,
-        final_learning_rate=1.0,
-    )
-    mixed = replace(frames, name="frames", steps=2500, mixture=BUNDLED_MIXTURE, final_learning_rate=0.02, seed_offset=1)
-    return TrainConfig(recipe="bundled_2d", student=PRESETS["default"], stages=(frames, mixed))
-
-
-def bundled_stage1() -> TrainConfig:
-    """Clips with the temporal blocks on (they start as the identity), a light perceptual term, less flicker.
-
-    Give the result of `bundled_2d` with `--init`. Every third step bypasses the blocks.
-    """
-    clips = StageConfig(
-        name="clips",
-        steps=1000,
-        batch=2,
-        num_frames=7,
-        lr_size=32,
-        mixture=(("clean", 0.35), ("h264", 0.35), ("light", 0.3)),
-        temporal_strength=1.0,
-        bypass_every=3,
-        learning_rate=2e-4,
-        temporal_learning_rate=8e-4,
-        warmup=30,
-        seed_offset=2,
-        loss=LossConfig(frame_difference=0.5, perceptual=0.02, perceptual_frames=1),
-    )
-    return TrainConfig(
-        recipe="bundled_stage1", student=PRESETS["default"], stages=(clips,), ema_decay=0.99, dead_after=0
-    )
-
-
-def bundled_stage2() -> TrainConfig:
-    """The paper's second stage at the size of the bundled model, with what needs no download.
-
-    Give the result of `bundled_stage1` with `--init`. A small encoder learns the feature space first; then both
-    discriminators join: ST-LPIPS's AlexNet on frames, the student's own frozen UNet on features. Rates are ours: the
-    paper's fit networks a hundred times larger that train a thousand times longer.
-    """
-    features = StageConfig(
-        name="features",
-        task="features",
-        steps=300,
-        batch=4,
-        num_frames=1,
-        lr_size=32,
-        mixture=BUNDLED_MIXTURE,
-        temporal_strength=1.0,
-        learning_rate=1e-3,
-        seed_offset=3,
-    )
-    adversarial = StageConfig(
-        name="adversarial",
-        steps=600,
-        batch=2,
-        num_frames=7,
-        lr_size=32,
-        mixture=(("clean", 0.35), ("h264", 0.35), ("light", 0.3)),
-        temporal_strength=1.0,
-        bypass_every=5,
-        strength_every=7,
-        learning_rate=1e-4,
-        temporal_learning_rate=2e-4,
-        warmup=30,
-        seed_offset=4,
-        loss=LossConfig(frame_difference=0.5, perceptual=0.05, perceptual_frames=2, feature=0.01),
-        # The order of frames is the hardest lesson: unrelated frames give themselves away at once.
-        adversary=AdversaryConfig(
-            pixel_backbone="st-alex",
-            pixel_weight=0.005,
-            feature_weight=0.002,
-            real=4.0,
-            shuffled=4.0,
-            stacked=0.5,
-            learning_rate=3e-4,
-            lead=40,
-        ),
-    )
-    return TrainConfig(
-        recipe="bundled_stage2",
-        student=PRESETS["default"],
-        stages=(features, adversarial),
-        ema_decay=0.99,
-        dead_after=0,
-    )
 
 
 def adcsr_decoder() -> TrainConfig:
@@ -436,6 +335,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     for recipe in (
         bundled_2d,
         bundled_stage1,
+        bundled_rich,
         bundled_stage2,
         adcsr_decoder,
         adcsr_distill,

@@ -1,0 +1,140 @@
+"""The recipes of the model that comes with the package, in the order in which they made it.
+
+Each begins with the student of the one before (`--init`). Sizes fit two CPU cores: see training/README.md for how long
+each took. Knows nothing about how a run is done.
+"""
+
+from dataclasses import replace
+
+from adcvsr_core.config import PRESETS
+
+from .config import AdversaryConfig, LossConfig, StageConfig, TrainConfig
+
+# Users' clips are compressed: half of the clips are clean, a quarter H.264, the rest mildly blurred, noisy or JPEG.
+FIRST_MIXTURE = (("clean", 0.5), ("h264", 0.25), ("light", 0.25))
+# Then everything that people bring.
+ALL_DAMAGE = (("clean", 0.4), ("h264", 0.25), ("light", 0.12), ("realbasicvsr", 0.08), ("film", 0.05), ("aigen", 0.1))
+# Damage that differs from frame to frame, which is where neighbours know more than one frame does.
+UNSTEADY = (
+    ("clean", 0.15), ("h264", 0.35), ("light", 0.2), ("noise10", 0.1), ("realbasicvsr", 0.12), ("film", 0.03),
+    ("aigen", 0.05),
+)  # fmt: skip
+
+
+def bundled_2d() -> TrainConfig:
+    """Single frames, the temporal blocks bypassed: what a small net needs first is many different pictures a step.
+
+    It begins with clean frames, where there is most to learn: from silence, 200 of those take the loss to 0.94 of
+    bicubic's, 400 of the mixture only to 0.98.
+    """
+    clean = StageConfig(
+        name="clean frames",
+        steps=500,
+        batch=10,
+        num_frames=1,
+        lr_size=32,
+        mixture=(("clean", 1.0),),
+        temporal_strength=0.0,
+        final_learning_rate=1.0,
+    )
+    mixed = replace(clean, name="frames", steps=2500, mixture=FIRST_MIXTURE, final_learning_rate=0.02, seed_offset=1)
+    damaged = replace(mixed, name="all damage", steps=4500, mixture=ALL_DAMAGE, learning_rate=4e-4, seed_offset=5)
+    return TrainConfig(recipe="bundled_2d", student=PRESETS["default"], stages=(clean, mixed, damaged))
+
+
+def bundled_stage1() -> TrainConfig:
+    """The temporal blocks alone (they start as the identity), on clips whose damage differs from frame to frame.
+
+    The 2D half stays as it is, so that temporal strength 0 is exactly `bundled_2d`. Half of the loss is about change
+    between frames.
+    """
+    blocks = StageConfig(
+        name="temporal blocks",
+        steps=2400,
+        batch=2,
+        num_frames=7,
+        lr_size=32,
+        mixture=UNSTEADY,
+        trainable="temporal",
+        temporal_strength=1.0,
+        strength_every=10,
+        learning_rate=1e-3,
+        temporal_learning_rate=1e-3,
+        seed_offset=6,
+        loss=LossConfig(frame_difference=1.0),
+    )
+    return _clip_run("bundled_stage1", blocks)
+
+
+def bundled_rich() -> TrainConfig:
+    """The rich end: all weights go on from the faithful end (`bundled_stage1`) under a perceptual term."""
+    perceptual = StageConfig(
+        name="perceptual",
+        steps=900,
+        batch=2,
+        num_frames=5,
+        lr_size=32,
+        mixture=ALL_DAMAGE,
+        temporal_strength=1.0,
+        bypass_every=4,
+        strength_every=10,
+        learning_rate=2e-4,
+        temporal_learning_rate=2e-4,
+        warmup=30,
+        seed_offset=7,
+        loss=LossConfig(frame_difference=0.5, perceptual=0.2, perceptual_frames=2),
+    )
+    return _clip_run("bundled_rich", perceptual)
+
+
+def bundled_stage2() -> TrainConfig:
+    """The paper's second stage at the size of the bundled model, with what needs no download.
+
+    Give the result of `bundled_stage1` with `--init`. A small encoder learns the feature space first; then both
+    discriminators join: ST-LPIPS's AlexNet on frames, the student's own frozen UNet on features. Rates are ours: the
+    paper's fit networks a hundred times larger that train a thousand times longer.
+    """
+    features = StageConfig(
+        name="features",
+        task="features",
+        steps=300,
+        batch=4,
+        num_frames=1,
+        lr_size=32,
+        mixture=FIRST_MIXTURE,
+        temporal_strength=1.0,
+        learning_rate=1e-3,
+        seed_offset=3,
+    )
+    adversarial = StageConfig(
+        name="adversarial",
+        steps=600,
+        batch=2,
+        num_frames=7,
+        lr_size=32,
+        mixture=(("clean", 0.35), ("h264", 0.35), ("light", 0.3)),
+        temporal_strength=1.0,
+        bypass_every=5,
+        strength_every=7,
+        learning_rate=1e-4,
+        temporal_learning_rate=2e-4,
+        warmup=30,
+        seed_offset=4,
+        loss=LossConfig(frame_difference=0.5, perceptual=0.05, perceptual_frames=2, feature=0.01),
+        # The order of frames is the hardest lesson: unrelated frames give themselves away at once.
+        adversary=AdversaryConfig(
+            pixel_backbone="st-alex",
+            pixel_weight=0.005,
+            feature_weight=0.002,
+            real=4.0,
+            shuffled=4.0,
+            stacked=0.5,
+            learning_rate=3e-4,
+            lead=40,
+        ),
+    )
+    return _clip_run("bundled_stage2", features, adversarial)
+
+
+def _clip_run(name: str, *stages: StageConfig) -> TrainConfig:
+    return TrainConfig(recipe=name, student=PRESETS["default"], stages=stages, ema_decay=0.995, dead_after=0)
