@@ -1,6 +1,7 @@
 """What a video can be stored as: encoders, containers, pixel formats and settings.
 
-A table and nothing else: knows nothing about frames or files.
+Frames that an encoder holds back to plan with are memory, a gigabyte for every 80 of 4K, so each is kept to a few
+dozen. A table and nothing else: knows nothing about frames or files.
 """
 
 import os
@@ -40,8 +41,8 @@ CODECS: dict[str, Codec] = {
         formats=_420,
         odd_formats=_444,
         crf=17,
-        # Frames that it holds back are memory. By itself it holds 40, and one more for every 2/3 of a processor.
-        options={"rc-lookahead": "20", "threads": str(min(16, 3 * (os.cpu_count() or 1) // 2))},
+        # By itself it looks 40 frames ahead. Its threads share a frame in slices, and many slices compress worse.
+        options={"rc-lookahead": "20", "threads": str(min(16, os.cpu_count() or 1))},
         worst_crf=51,
     ),
     "h265": Codec(
@@ -67,7 +68,8 @@ CODECS: dict[str, Codec] = {
         formats=_420,
         odd_formats=None,
         crf=24,
-        options={"preset": "7"},
+        # By itself it holds 75 frames, and more for every thread: whole groups of pictures are coded side by side.
+        options={"preset": "7", "svtav1-params": "lookahead=0:hierarchical-levels=4:lp=3"},
     ),
     "prores": Codec(
         encoder="prores_ks",

@@ -18,6 +18,8 @@ from torch import Tensor
 
 from .errors import ConfigError, InputError
 
+JOINS = ("auto", "cut", "fade")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
@@ -66,6 +68,36 @@ def plan_windows(total: int, core: int, halo: int) -> list[Window]:
 def split(frames: Tensor, core: int, halo: int) -> list[tuple[Tensor, Window]]:
     """Cut a clip [T,...] into windows; the parts are views and cost no memory."""
     return [(frames[window.first : window.stop], window) for window in plan_windows(len(frames), core, halo)]
+
+
+def choose_join(windows: Sequence[Window], join: str, *, ours: bool, needed: int | None) -> tuple[bool, str]:
+    """Decide how upscaled windows join, and say what that is worth.
+
+    Args:
+        windows: all windows of one clip.
+        join: one of `JOINS`; "auto" cuts where that is exact and fades elsewhere.
+        ours: whether a student upscaled the windows.
+        needed: that student's `halo`; None = no halo makes its windows exact.
+
+    Returns:
+        whether to cross-fade, as `stitch` takes it, and one line for the user.
+
+    Raises:
+        ConfigError: no such join.
+    """
+    if join not in JOINS:
+        raise ConfigError(f"join {join!r} is none of: {', '.join(JOINS)}")
+    halo = min(window.halo for window in windows)
+    exact = ours and needed is not None and halo >= needed
+    fade = not exact if join == "auto" else join == "fade"
+    report = f"{len(windows)} windows with a halo of {halo} frames, "
+    if fade:
+        report += "cross-faded over the frames they share: seams are softened, the result is not exact"
+    else:
+        report += "joined where cores meet: " + ("equal to the whole clip" if exact else "seams are possible")
+    if ours and needed is None:
+        report += "; this model is recurrent and remembers all frames before, so no halo makes windows exact"
+    return fade, report
 
 
 def stitch(parts: Sequence[Tensor], windows: Sequence[Window], *, fade: bool) -> Tensor:

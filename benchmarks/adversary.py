@@ -2,16 +2,17 @@
 
     python -m benchmarks.adversary --data bundled_data --out runs/adversary [--steps N]
 
-Trains the bundled student on by `bundled_stage2`, shortened, in four ways: without an adversary, with a single head,
-with both heads, and with both heads but without shuffled videos. Then measures all of them and their start on the
-held-out clips of the prepared data, and draws strips, x-t slices and the discriminators' logits. One seed and minutes
-of training: it shows that the parts work and in which direction they push, not how far the method goes. Runs that are
-there already are not run again; an interrupted one goes on.
+Trains a student on by `bundled_stage2`, shortened, in several ways: without an adversary, with a single head, with both
+heads, with both but without shuffled videos, in one domain alone, and without time. Then measures all of them and their
+start on the held-out clips of the prepared data, and draws strips, x-t slices and the discriminators' logits. Minutes
+of training: it shows that the parts work and in which direction they push, not how far the method goes. With several
+`--seeds` the table has means and deviations. Runs that are there already are not run again; an interrupted one goes on.
 """
 
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,9 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from adcvsr_core import metrics
-from adcvsr_core.checkpoint import load_student
+from adcvsr_core.checkpoint import load_student, read_config
 from adcvsr_core.color import blur
+from adcvsr_core.config import StudentConfig
 from adcvsr_core.degradation import degrade
 from adcvsr_core.student import Student
 from training.config import TrainConfig, override
@@ -39,16 +41,23 @@ VARIANTS = {
     "single head": ["stage1.adversary.heads=single"],
     "dual head": [],
     "dual head, nothing shuffled": ["stage1.adversary.shuffled=0"],
+    "dual head, pixels only": ['stage1.adversary.domains=["pixel"]', "stage1.loss.feature=0.0"],
+    "dual head, features only": ['stage1.adversary.domains=["feature"]'],
+    "dual head, no time": ["stage.temporal_strength=0.0", "stage.bypass_every=0", "stage.strength_every=0"],
 }
+NO_TIME = "dual head, no time"
 # What a CPU takes in minutes: 64-pixel crops, five frames.
 SMALL = ["stage.lr_size=16", "stage1.num_frames=5", "stage0.steps=150", "validate_every=100000", "checkpoint_every=100"]
+_SEED = ", seed "
+_NUM_CLIPS = 8
 _COLORS = {"student": "red", "real": "green", "shuffled": "orange", "still": "blue", "stacked": "purple"}
 _PLOT = (520, 220)
 
 
-def configure(settings: list[str], steps: int, seed: int) -> TrainConfig:
+def configure(student: StudentConfig, settings: list[str], steps: int, seed: int) -> TrainConfig:
     """Return the run of one variant."""
-    return override(get_recipe("bundled_stage2"), [*SMALL, f"stage1.steps={steps}", f"seed={seed}", *settings])
+    recipe = replace(get_recipe("bundled_stage2"), student=student)
+    return override(recipe, [*SMALL, f"stage1.steps={steps}", f"seed={seed}", *settings])
 
 
 def train(config: TrainConfig, init: str, data: Path, output: Path) -> Path:
@@ -64,7 +73,7 @@ def train(config: TrainConfig, init: str, data: Path, output: Path) -> Path:
 
 
 @torch.no_grad()
-def look(students: dict[str, Student], data: Path, picture: Path, num_clips: int = 8) -> dict[str, dict[str, float]]:
+def look(students: dict[str, Student], data: Path, picture: Path) -> dict[str, dict[str, float]]:
     """Run bicubic and every student on held-out clips, half of them through H.264.
 
     Returns:
@@ -75,11 +84,11 @@ def look(students: dict[str, Student], data: Path, picture: Path, num_clips: int
     distance = make_distance("st-lpips-vgg", data)
     scores: dict[str, list[dict[str, float]]] = {}
     rows = []
-    for index in range(num_clips):
+    for index in range(_NUM_CLIPS):
         clip = source.draw_clip(np.random.default_rng(index), 9, 192, video=bool(index % 2))
         lr = degrade(clip.frames, ("clean", "h264")[index // 2 % 2], index)
         made = {"bicubic": bicubic_frames(lr)}
-        made |= {name: run_student(student, lr, 1.0) for name, student in students.items()}
+        made |= {name: run_student(student, lr, 0.0 if NO_TIME in name else 1.0) for name, student in students.items()}
         for name, sr in made.items():
             scores.setdefault(name, []).append(measure(sr, clip.frames, distance))
         columns = [nearest_frames(lr), *made.values(), clip.frames]
@@ -111,12 +120,21 @@ def fine_energy(frames: Tensor) -> float:
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
-    """Return a Markdown table, a row a model."""
+    """Return a Markdown table, a row a variant: means over its seeds, and their deviation where there are several."""
     names = list(next(iter(results.values())))
-    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    rows: dict[str, list[dict[str, float]]] = {}
     for model, scores in results.items():
-        lines.append(f"| {model} | " + " | ".join(f"{scores[name]:.3f}" for name in names) + " |")
+        rows.setdefault(model.split(_SEED)[0], []).append(scores)
+    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for variant, seeds in rows.items():
+        cells = (_cell([scores[name] for scores in seeds]) for name in names)
+        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _cell(values: list[float]) -> str:
+    deviation = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{deviation}"
 
 
 def draw_curves(runs: dict[str, Path], path: Path) -> None:
@@ -173,19 +191,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/adversary"))
     parser.add_argument("--init", default="default", help="the regression checkpoint")
     parser.add_argument("--steps", type=int, default=240, help="of each variant's adversarial stage")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="train only these")
     options = parser.parse_args(arguments)
-    folders = {name: options.out / name.replace(",", "").replace(" ", "-") for name in options.only}
-    models = {"the start": options.init}
-    for name, folder in folders.items():
-        config = configure(VARIANTS[name], options.steps, options.seed)
-        models[name] = str(train(config, options.init, options.data, folder))
+    student = read_config(options.init)
+    folders, models = {}, {"the start": options.init}
+    for seed in options.seeds:
+        for variant in options.only:
+            name = f"{variant}{_SEED}{seed}"
+            folders[name] = options.out / name.replace(",", "").replace(" ", "-")
+            config = configure(student, VARIANTS[variant], options.steps, seed)
+            models[name] = str(train(config, options.init, options.data, folders[name]))
     students = {name: load_student(model) for name, model in models.items()}
     text = table(look(students, options.data, options.out / "strips.png"))
     (options.out / "table.md").write_text(text)
     print(text)
-    adversarial = {name: folder for name, folder in folders.items() if name != "no adversary"}
+    adversarial = {name: folder for name, folder in folders.items() if not name.startswith("no adversary")}
     draw_curves(adversarial, options.out / "curves.png")
     return 0
 

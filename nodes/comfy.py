@@ -16,7 +16,7 @@ from torch import Tensor
 from ..adcvsr_core import Cancelled, UpscaleConfig, upscale
 from ..adcvsr_core.engine import plan_run
 from ..adcvsr_core.errors import OutOfMemory
-from ..adcvsr_core.needs import describe_plan, step_bytes
+from ..adcvsr_core.needs import describe_plan, require_ram, step_bytes
 from .comfy_models import LoadedModel
 
 log = logging.getLogger(__name__)
@@ -67,11 +67,17 @@ def watched(pieces: Iterable[Tensor], num_frames: int) -> Iterator[Tensor]:
         bar.update(len(piece))
 
 
-def gather(pieces: Iterable[Tensor], num_frames: int) -> Tensor:
-    """Write pieces [t,H,W,C] into one IMAGE that is allocated once, where and as ComfyUI wants it."""
+def gather(pieces: Iterable[Tensor], num_frames: int, advice: str) -> Tensor:
+    """Write pieces [t,H,W,C] into one IMAGE that is allocated once, where and as ComfyUI wants it.
+
+    Raises:
+        InputError: there is too little RAM for it; `advice` says what to do instead.
+    """
     images, done, place = None, 0, {"dtype": image_dtype(), "device": mm.intermediate_device()}
     for piece in pieces:
-        images = torch.empty((num_frames, *piece.shape[1:]), **place) if images is None else images
+        if images is None:
+            require_ram(num_frames, *piece.shape[1:], image_dtype().itemsize, advice)
+            images = torch.empty((num_frames, *piece.shape[1:]), **place)
         images[done : done + len(piece)] = piece
         done += len(piece)
     return images
@@ -80,6 +86,12 @@ def gather(pieces: Iterable[Tensor], num_frames: int) -> Tensor:
 def image_dtype() -> torch.dtype:
     """Return the type of IMAGE tensors; ComfyUI before 0.17 knows only float32."""
     return mm.intermediate_dtype() if hasattr(mm, "intermediate_dtype") else torch.float32
+
+
+def output_file(suffix: str) -> Path:
+    """Return the next free name in ComfyUI's output folder, numbered as ComfyUI does."""
+    folder, name, number, *_ = folder_paths.get_save_image_path("AdcVSR", folder_paths.get_output_directory())
+    return Path(folder, f"{name}_{number:05}_{suffix}")
 
 
 def temporary_file(suffix: str) -> Path:

@@ -58,4 +58,5 @@ class Compare(io.ComfyNode):
     @classmethod
     def execute(cls, a, b, view, position, gain):
         count = num_pictures(view, len(b))
-        return io.NodeOutput(comfy.gather(comfy.watched(show(a, b, view, position, gain), count), count))
+        pieces = comfy.watched(show(a, b, view, position, gain), count)
+        return io.NodeOutput(comfy.gather(pieces, count, "compare fewer or smaller frames"))

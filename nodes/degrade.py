@@ -5,8 +5,9 @@ import dataclasses
 from comfy_api.latest import io
 
 from ..adcvsr_core.degradation import DEGRADATIONS, degrade
+from ..adcvsr_core.errors import InputError
 from ..adcvsr_core.frames import require_clip
-from .schema import refusal, schema
+from .schema import refusal, require_offered, schema
 
 
 class Degrade(io.ComfyNode):
@@ -59,7 +60,10 @@ class Degrade(io.ComfyNode):
 
     @classmethod
     def execute(cls, images, kind, scale, seed):
+        require_offered(cls, kind=kind)
         clip = require_clip(images, "images")
-        height, width = (size // scale * scale for size in clip.shape[1:3])
+        height, width = clip.shape[1:3]
+        if min(height, width) < scale:
+            raise InputError(f"frames of {width}x{height} leave nothing at scale {scale}; choose a smaller scale")
         config = dataclasses.replace(DEGRADATIONS[kind], scale=scale)
-        return io.NodeOutput(degrade(clip[:, :height, :width], config, seed))
+        return io.NodeOutput(degrade(clip[:, : height // scale * scale, : width // scale * scale], config, seed))

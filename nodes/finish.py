@@ -7,6 +7,8 @@ from ..adcvsr_core.finish import FinishConfig, carry_alpha, finish
 from . import comfy
 from .schema import refusal, schema
 
+_ADVICE = "choose a smaller height or fewer frames, or detail and color in AdcVSR Upscale Video"
+
 
 class Finish(io.ComfyNode):
     """Tune detail, colour, size and grain of upscaled frames without running a network."""
@@ -80,5 +82,5 @@ class Finish(io.ComfyNode):
 
     @classmethod
     def execute(cls, images, source, **settings):
-        pieces = carry_alpha(finish(images, source, FinishConfig(**settings)), images)
-        return io.NodeOutput(comfy.gather(comfy.watched(pieces, len(images)), len(images)))
+        pieces = comfy.watched(carry_alpha(finish(images, source, FinishConfig(**settings)), images), len(images))
+        return io.NodeOutput(comfy.gather(pieces, len(images), _ADVICE))

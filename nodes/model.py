@@ -6,7 +6,7 @@ from comfy_api.latest import io
 
 from ..adcvsr_core.lora import MAX_STRENGTH
 from . import comfy_models as models
-from .schema import Model, refusal, schema
+from .schema import Model, refusal, require_offered, schema
 
 
 class LoadModel(io.ComfyNode):
@@ -58,13 +58,15 @@ class LoadModel(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, model, dtype, lora=models.NO_LORA, lora_strength=1.0):
-        files = [models.model_file(name) for name in (model, lora) if name != models.NO_LORA]
+        files = [models.model_file(name) for name in (model, lora) if name not in (None, models.NO_LORA)]
         return (dtype, lora_strength, *((each, os.path.isfile(each) and os.stat(each).st_mtime_ns) for each in files))
 
     @classmethod
     def validate_inputs(cls, model=None, dtype=None, lora=None):
-        return refusal(cls, model=model, dtype=dtype, lora=lora)
+        said = refusal(cls, model=model, lora=lora)
+        return refusal(cls, dtype=dtype) if said is True else f"{said}; put files into models/{models.FOLDER}, press R"
 
     @classmethod
     def execute(cls, model, dtype, lora=models.NO_LORA, lora_strength=1.0):
+        require_offered(cls, dtype=dtype)
         return io.NodeOutput(models.load_model(model, dtype, lora, lora_strength))

@@ -8,7 +8,8 @@ from ..adcvsr_core.finish import carry_alpha
 from ..adcvsr_core.needs import require_ram
 from . import comfy
 from .media import Clip
-from .schema import Model, refusal, schema, settings_inputs
+from .schema import Model, refusal, schema
+from .settings import settings_inputs
 
 _ADVICE = "use AdcVSR Upscale Video, which goes from file to file, or fewer frames, or a smaller scale"
 
@@ -49,4 +50,4 @@ class Upscale(io.ComfyNode):
         target = plan_run(*size, model.student, config).target
         require_ram(clip.num_frames, *target, images.shape[3], comfy.image_dtype().itemsize, _ADVICE)
         pieces = carry_alpha(comfy.upscaled(model, clip, size, config), images)
-        return io.NodeOutput(comfy.gather(pieces, clip.num_frames))
+        return io.NodeOutput(comfy.gather(pieces, clip.num_frames, _ADVICE))

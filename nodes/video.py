@@ -9,7 +9,8 @@ from ..adcvsr_core.engine import plan_run
 from ..adcvsr_core.video import CODECS, VideoWriter
 from . import comfy
 from .media import open_video, whole
-from .schema import Model, refusal, schema, settings_inputs
+from .schema import Model, refusal, require_offered, schema
+from .settings import settings_inputs
 
 
 class UpscaleVideo(io.ComfyNode):
@@ -21,8 +22,9 @@ class UpscaleVideo(io.ComfyNode):
             "UpscaleVideo",
             "Upscale Video",
             "Upscales a VIDEO of any length from file to file: memory stays flat, sound and timing are kept. The "
-            "result lies in ComfyUI's temp folder; Save Video stores it.",
+            "result lies in ComfyUI's temp folder until Save Video stores it.",
             ("long video upscale", "super resolution", "vsr", "4k"),
+            is_output_node=True,  # what is no MP4 needs no other
             inputs=[
                 Model.Input("model", tooltip="From AdcVSR Load Model."),
                 io.Video.Input("video", tooltip="From Load Video or Create Video. Trims, sound and timing are kept."),
@@ -31,8 +33,9 @@ class UpscaleVideo(io.ComfyNode):
                     "codec",
                     options=list(CODECS),
                     default="h264",
-                    tooltip="How the result is stored. h264 plays everywhere; h265 and av1 are smaller; prores suits "
-                    "editing; ffv1 is lossless and large. The source's bit depth is kept where the codec can.",
+                    tooltip="How the result is stored. h264 plays everywhere; h265 and av1 are smaller; vp9 is for the "
+                    "web; prores suits editing; ffv1 is lossless and large. prores and ffv1 are no MP4 for Save Video: "
+                    "they go into the output folder by themselves. The source's bit depth is kept where the codec can.",
                 ),
                 io.Int.Input(
                     "crf",
@@ -52,7 +55,10 @@ class UpscaleVideo(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, video, codec, crf, **settings):
-        config, path = UpscaleConfig(**settings), comfy.temporary_file(CODECS[codec].suffixes[0])
+        require_offered(cls, codec=codec)
+        config, suffixes = UpscaleConfig(**settings), CODECS[codec].suffixes
+        # ComfyUI stores nothing but MP4, so what does not fit into that is put where it stays.
+        path = (comfy.temporary_file if ".mp4" in suffixes else comfy.output_file)(suffixes[0])
         with open_video(video) as (clip, like):
             size = (clip.height, clip.width)
             height, width = plan_run(*size, model.student, config).target

@@ -3,8 +3,11 @@
 from comfy_api.latest import io
 
 from ..adcvsr_core.frames import require_clip
-from ..adcvsr_core.windows import split, stitch
+from ..adcvsr_core.needs import require_ram
+from ..adcvsr_core.windows import JOINS, choose_join, split, stitch
 from .schema import Model, Window, refusal, schema
+
+_ADVICE = "upscale less, or fewer frames, or from file to file with AdcVSR Upscale Video"
 
 
 class SplitWindows(io.ComfyNode):
@@ -75,7 +78,7 @@ class StitchWindows(io.ComfyNode):
                 Window.Input("windows", tooltip="From Split Windows, directly."),
                 io.Combo.Input(
                     "join",
-                    options=["auto", "cut", "fade"],
+                    options=list(JOINS),
                     default="auto",
                     tooltip="cut = cores follow each other, halos are dropped: exact for AdcVSR Upscale with halo >= "
                     "look-ahead and a model that is not recurrent. fade = cross-fade over shared frames: hides seams "
@@ -98,15 +101,7 @@ class StitchWindows(io.ComfyNode):
 
     @classmethod
     def execute(cls, images, windows, join, model=None):
-        halo = min(window.halo for window in windows)
         needed = model[0].student.halo if model else None
-        exact = needed is not None and halo >= needed
-        fade = {"cut": False, "fade": True, "auto": not exact}[join[0]]
-        report = f"{len(windows)} windows with a halo of {halo} frames, "
-        if fade:
-            report += "cross-faded over the frames they share: seams are softened, the result is not exact"
-        else:
-            report += "joined where cores meet: " + ("equal to the whole clip" if exact else "seams are possible")
-        if model and needed is None:
-            report += "; this model is recurrent and remembers all frames before, so no halo makes windows exact"
+        fade, report = choose_join(windows, join[0], ours=bool(model), needed=needed)
+        require_ram(windows[0].total, *images[0].shape[1:], images[0].itemsize, _ADVICE)
         return io.NodeOutput(stitch(images, windows, fade=fade), report)

@@ -6,8 +6,10 @@ Importing this, which only scripts run by ComfyUI's own Python may do, boots Com
 """
 
 import asyncio
+import contextlib
 import copy
 import importlib
+import io
 import json
 import logging
 import os
@@ -57,6 +59,7 @@ SETTINGS = dict(
     tile=0,
     overlap=0,
 )
+REACHING = ("socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn")
 STORE: dict = {}
 SHOWN: list = []  # (value, total, preview) of every step of a progress bar
 LOOP = asyncio.new_event_loop()
@@ -187,16 +190,20 @@ class RecordList(logging.Handler):
 
 
 def load_pack():
-    """Load the pack as ComfyUI does and return (warnings, its core package)."""
+    """Load the pack as ComfyUI does and return the warnings; STORE gets what it printed and what it reached for."""
     extra = BASE / "elsewhere"
     extra.mkdir(exist_ok=True)
     shutil.copy(PACK / "adcvsr_core" / "weights" / "default.safetensors", extra / "other.safetensors")
     folder_paths.folder_names_and_paths["adcvsr"] = ([str(extra)], set())  # as extra_model_paths.yaml leaves it
     heard = RecordList()
     logging.getLogger().addHandler(heard)
+    reached, printed = [], io.StringIO()
+    sys.addaudithook(lambda event, values: reached.append((event, str(values))) if event in REACHING else None)
     begin = time.process_time()
-    loaded = LOOP.run_until_complete(nodes.load_custom_node(str(PACK)))
-    STORE["load seconds"] = time.process_time() - begin
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        loaded = LOOP.run_until_complete(nodes.load_custom_node(str(PACK)))
+    STORE["load seconds"], STORE["printed"] = time.process_time() - begin, printed.getvalue()
+    STORE["reached"] = list(reached)  # the hook stays, and others reach out later
     logging.getLogger().removeHandler(heard)
     assert loaded, heard.records
     return heard.records
@@ -243,6 +250,26 @@ def upscale_graph(images, **changed):
         "model": LOADED,
         "images": stored("images", images),
         "out": node("Upscale", model=["model", 0], images=["images", 0], **settings(**changed)),
+    }
+
+
+def full_graph(name, **changed):
+    """A node of ours with something on every required socket and the default on every widget."""
+    wires = {"IMAGE": ["images", 0], "VIDEO": ["video", 0], "ADCVSR_MODEL": ["model", 0], "ADCVSR_WINDOW": ["split", 1]}
+    inputs = {}
+    for each in nodes.NODE_CLASS_MAPPINGS[name].GET_SCHEMA().inputs:
+        if each.get_io_type() in wires and not each.optional:
+            inputs[each.id] = wires[each.get_io_type()]
+        elif getattr(each, "default", None) is not None:
+            inputs[each.id] = each.default
+    if name == "AdcVSR_StitchWindows":
+        inputs["images"] = ["split", 0]
+    return {
+        "images": stored("images", clip()),
+        "model": LOADED,
+        "video": node("CreateVideo", images=["images", 0], fps=12.0),
+        "split": node("SplitWindows", images=["images", 0], core=6, halo=2),
+        "out": node(name, **inputs | changed),
     }
 
 

@@ -1,7 +1,7 @@
 """The ComfyUI nodes: what can be seen without ComfyUI, and, marked `comfy`, everything in a real one.
 
 The marked tests need COMFYUI_DIR, a ComfyUI's folder, and its Python: COMFYUI_PYTHON, or a venv in or beside it.
-They run `comfy_checks.py` and `comfy_memory.py` in processes of their own.
+They run `comfy_checks.py`, `comfy_faults.py` and `comfy_memory.py` in processes of their own.
 """
 
 import ast
@@ -15,10 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
+from adcvsr_core.config import PRESETS
+from adcvsr_core.cost import count_parameters, state_bytes
+from adcvsr_core.memory import bytes_per_frame, choose_tile
 from adcvsr_core.video import VideoWriter
 from tests.comfy_pack import IDS, ROOT, comfyui, copy_pack
 
-CHECKS, MEMORY = (Path(__file__).with_name(f"comfy_{name}.py") for name in ("checks", "memory"))
+CHECKS, FAULTS, MEMORY = (Path(__file__).with_name(f"comfy_{name}.py") for name in ("checks", "faults", "memory"))
 SLOW = "check_a_full_size_checkpoint"
 NODE_FILES = sorted((ROOT / "nodes").glob("*.py"))
 
@@ -64,8 +67,28 @@ def test_schemas_name_the_nodes_that_are_promised():
 def test_every_node_has_help(name):
     text = (ROOT / "web" / "docs" / f"{name}.md").read_text("utf-8")
     assert len(text) > 400, f"{name}.md says too little"
-    for link in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
+    pictures = re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
+    assert f"{name}.jpg" in pictures, f"{name}.md shows no picture"
+    for link in pictures:
         assert (ROOT / "web" / "docs" / link).is_file(), f"{name}.md shows {link}, which is missing"
+
+
+def test_the_advice_by_vram_is_what_the_estimates_give():
+    """Weights, temporal state and one frame fit in nine tenths of the card, and the engine would not cut tiles."""
+    config, dtype, tables = PRESETS["adcvsr"], torch.bfloat16, []
+    weights, state_of_256 = count_parameters(config)[0] * dtype.itemsize, state_bytes(config, 16, 16, dtype)
+    for name in ("AdcVSR_Upscale", "AdcVSR_UpscaleVideo"):
+        text = (ROOT / "web" / "docs" / f"{name}.md").read_text("utf-8")
+        rows = re.findall(r"^\| (\d+) GB \| up to (\d+) lines(?:, (\d+) in the output)? \|$", text, re.MULTILINE)
+        tables.append(rows)
+    assert len(tables[0]) == 5 and tables[0] == tables[1]
+    for size, lines, output in tables[0]:
+        card = int(size) * 2**30
+        height, width = (-(-side // 16) * 16 for side in (int(lines), round(int(lines) * 16 / 9)))
+        frame, state = bytes_per_frame(config, height, width, dtype), state_of_256 * height * width // 256
+        assert weights + frame + state <= 0.9 * card, (size, (weights + frame + state) / card)
+        assert choose_tile(config, height, width, dtype, card - weights, 16) == 0, size
+        assert not output or int(output) == 4 * int(lines), size
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
@@ -134,13 +157,13 @@ def run_checks(base: Path, folder_name: str, names: list[str], script: Path = CH
 @pytest.fixture(scope="session")
 def answers(tmp_path_factory) -> dict[str, object]:
     found = {}
-    for script in (CHECKS, MEMORY):
+    for script in (CHECKS, FAULTS, MEMORY):
         found |= run_checks(tmp_path_factory.mktemp("base"), "ComfyUI-AdcVSR", check_names(script), script)
     return found
 
 
 @pytest.mark.comfy
-@pytest.mark.parametrize("name", [*check_names(CHECKS), *check_names(MEMORY)])
+@pytest.mark.parametrize("name", [*check_names(CHECKS), *check_names(FAULTS), *check_names(MEMORY)])
 def test_in_comfyui(name, answers):
     assert answers[name] is None, answers[name]
 

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.comfy
 
 WORKFLOWS = {path.stem: path for path in sorted((ROOT / "workflows").glob("*.json"))}
 NUM_FRAMES = 56  # of the bundled clip
+SNAPSHOT = Path(__file__).with_name("object_info.json")
 SETTINGS = dict(
     detail=1.0, temporal_strength=1.0, color="auto", work_size=0, cuts=0.5, chunk=2, tile=0, overlap=0, height=0
 )
@@ -52,6 +53,31 @@ def test_all_nodes_are_offered_and_nothing_complains(server):
         assert offered[name]["display_name"].startswith("AdcVSR ") and offered[name]["python_module"].endswith("AdcVSR")
     ours = [line for line in server.said().splitlines() if "ComfyUI-AdcVSR" in line]
     assert ours and not [line for line in ours if "FAILED" in line or "warn" in line.lower()], ours
+
+
+def snapshot_of(info: dict) -> dict:
+    """Return of a node's /object_info what saved graphs rely on, and what every ComfyUI tells alike.
+
+    That is the order, type, default and limits of its inputs, the options of its menus but for files, and its outputs.
+    """
+    inputs = {}
+    for group in ("required", "optional"):
+        for name, (kind, *options) in info["input"].get(group, {}).items():
+            told = options[0] if options else {}
+            inputs[name] = {"type": kind, "group": group}
+            inputs[name] |= {key: told[key] for key in ("default", "min", "max", "step", "options") if key in told}
+            if name in ("model", "lora"):
+                inputs[name].pop("options", None)
+    kept = ("output", "output_is_list", "output_name", "output_node", "category")
+    return {"inputs": inputs, **{key: info[key] for key in kept}}
+
+
+def test_nodes_are_what_saved_graphs_rely_on(server):
+    """A change that is meant goes into the file; widgets may only be added at the end, nothing may be renamed."""
+    offered, expected = json.loads(server.get("/object_info")), json.loads(SNAPSHOT.read_text("utf-8"))
+    found = {name: snapshot_of(offered[name]) for name in sorted(IDS)}
+    assert found == expected
+    assert [list(each["inputs"]) for each in found.values()] == [list(each["inputs"]) for each in expected.values()]
 
 
 def test_help_locales_and_examples_are_served(server):

@@ -280,6 +280,22 @@ def test_short_clips_in_every_codec(tmp_path, codec, num_frames):
     assert pts_of(tmp_path / "out.mp4") == [Fraction(1001 * index, 30000) for index in range(num_frames)]
 
 
+@pytest.mark.parametrize("codec", CODECS)
+def test_encoders_hold_few_frames_back(tmp_path, monkeypatch, codec):
+    """What they hold is memory: 12 MB for every frame of 4K."""
+    if CODECS[codec].encoder not in av.codecs_available:
+        pytest.skip(f"this PyAV has no {CODECS[codec].encoder}")
+    picture, num_out, held = torch.rand(1, 128, 128, 3), [], []
+    writer = VideoWriter(tmp_path / f"out{CODECS[codec].suffixes[-1]}", width=128, height=128, fps=24, codec=codec)
+    monkeypatch.setattr(writer._sink, "_mux", lambda packets: num_out.append(len(packets)))
+    for num_in in range(1, 121):
+        writer.write(picture.roll(num_in, 2))
+        held.append(num_in - sum(num_out))
+    writer.abort(keep=False)
+    assert held[-1] < 120, "nothing came out"
+    assert max(held) <= 45
+
+
 def test_h265_in_mp4_is_tagged_for_every_player(tmp_path):
     if "libx265" not in av.codecs_available:
         pytest.skip("this PyAV has no libx265")

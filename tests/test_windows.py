@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from adcvsr_core import UpscaleConfig, upscale
 from adcvsr_core.errors import ConfigError, InputError
-from adcvsr_core.windows import Window, plan_windows, split, stitch
+from adcvsr_core.windows import JOINS, Window, choose_join, plan_windows, split, stitch
 
 CLIP = st.tuples(st.integers(1, 60), st.integers(1, 25), st.integers(0, 30))
 
@@ -54,6 +54,17 @@ def test_a_fade_softens_the_step_between_windows_that_disagree():
     assert step[False] > 0.09 and step[True] < 0.02
 
 
+@given(CLIP, st.sampled_from(JOINS), st.one_of(st.none(), st.integers(0, 30)), st.booleans())
+def test_what_is_called_equal_to_the_whole_clip_is(shape, join, needed, ours):
+    """Never a fade, another's upscaler, a halo that is too small, or a model that no halo suffices for."""
+    windows = plan_windows(*shape)
+    fade, report = choose_join(windows, join, ours=ours, needed=needed)
+    exact = ours and needed is not None and shape[2] >= needed
+    assert fade == {"cut": False, "fade": True, "auto": not exact}[join]
+    assert ("equal to the whole clip" in report) == (exact and not fade)
+    assert ("recurrent" in report) == (ours and needed is None)
+
+
 def test_faults():
     parts, windows = zip(*split(torch.rand(20, 2, 2, 3), 6, 2))
     with pytest.raises(InputError, match="add or drop frames"):
@@ -64,6 +75,8 @@ def test_faults():
         stitch(parts[:-1], windows[:-1], fade=True)
     with pytest.raises(InputError, match="one window each"):
         stitch([], [], fade=True)
+    with pytest.raises(ConfigError, match="none of: auto, cut, fade"):
+        choose_join(windows, "glue", ours=False, needed=None)
     with pytest.raises(ConfigError, match="halo"):
         plan_windows(10, 5, -1)
     with pytest.raises(ConfigError, match="no window"):
