@@ -27,7 +27,7 @@ CONVERT_HINT = "python -m adcvsr_core convert --adcsr net_params_200.pkl halfDec
 CONFIG, LORA = "adcvsr_config", "adcvsr_lora"  # keys of the metadata; a file with LORA is a LoRA, see lora.py
 _RESERVED, _FORMAT = "adcvsr_", "adcvsr_format"
 _VERSION = "1"
-_RICH = ".rich"  # ends the name of a model's rich partner
+RICH = ".rich"  # ends the stem of a model's rich partner, see `load_student`
 _PICKLE_SUFFIXES = (".pkl", ".ckpt", ".pt", ".pth", ".bin")
 _BYTES_SCANNED = 1 << 22  # enough for the names in a checkpoint's pickle, and a bound for a hostile one
 
@@ -86,7 +86,7 @@ def load_student(
     if rich is None:
         raise ConfigError(
             f"{path} has no richer partner, so its fidelity is 1; "
-            f"lower ones need {path.stem}{_RICH}{path.suffix} beside it"
+            f"lower ones need {path.stem}{RICH}{path.suffix} beside it"
         )
     if fidelity == 0:
         return _read_student(rich, dtype, device)
@@ -104,7 +104,7 @@ def load_student(
 def rich_partner(name_or_path: str | Path) -> Path | None:
     """Return the file that a model's fidelity below 1 leads to, None where there is none."""
     path = find_weights(name_or_path)
-    partner = path.with_name(f"{path.stem}{_RICH}{path.suffix}")
+    partner = path.with_name(f"{path.stem}{RICH}{path.suffix}")
     return partner if partner.is_file() else None
 
 
@@ -138,7 +138,7 @@ def read_config(name_or_path: str | Path) -> StudentConfig:
 
 def bundled_models() -> list[str]:
     """Return the names of the models that come with the package, "default" first; a rich partner is none by itself."""
-    names = (path.stem for path in WEIGHTS.glob("*.safetensors") if not path.stem.endswith(_RICH))
+    names = (path.stem for path in WEIGHTS.glob("*.safetensors") if not path.stem.endswith(RICH))
     return sorted(names, key=lambda name: (name != "default", name))
 
 

@@ -14,8 +14,8 @@ from comfy.model_patcher import ModelPatcher
 from torch import nn
 
 from ..adcvsr_core import Student
-from ..adcvsr_core.checkpoint import bundled_models
-from ..adcvsr_core.errors import CheckpointError, InputError
+from ..adcvsr_core.checkpoint import RICH, bundled_models
+from ..adcvsr_core.errors import CheckpointError, ConfigError, InputError
 from ..adcvsr_core.lora import is_lora, load_with_lora
 from ..adcvsr_core.paths import require_inside
 
@@ -53,8 +53,12 @@ def register_model_folder() -> None:
 
 
 def model_names(loras: bool = False) -> list[str]:
-    """Return the models that can be chosen, those of the package first; or the LoRAs, "none" first."""
-    files = {name: folder_paths.get_full_path(FOLDER, name) or "" for name in folder_paths.get_filename_list(FOLDER)}
+    """Return the models that can be chosen, those of the package first; or the LoRAs, "none" first.
+
+    A rich partner is no choice: the model's fidelity leads to it.
+    """
+    names = [name for name in folder_paths.get_filename_list(FOLDER) if not os.path.splitext(name)[0].endswith(RICH)]
+    files = {name: folder_paths.get_full_path(FOLDER, name) or "" for name in names}
     found = [name for name, file in files.items() if is_lora(file) == loras]
     return [*([NO_LORA] if loras else bundled_models()), *found]
 
@@ -68,18 +72,18 @@ def model_file(name: str) -> str:
     return require_inside(folder_paths.get_full_path_or_raise(FOLDER, name), folder_paths.get_folder_paths(FOLDER))
 
 
-def load_model(name: str, dtype: str, lora: str = NO_LORA, strength: float = 1.0) -> LoadedModel:
+def load_model(name: str, dtype: str, lora: str = NO_LORA, strength: float = 1.0, fidelity: float = 1.0) -> LoadedModel:
     """Load a model, with a LoRA put on it, for ComfyUI to manage; `dtype` is "auto" or a key of `DTYPES`."""
     files, device = {each: model_file(each) for each in (name, lora) if each != NO_LORA}, mm.get_torch_device()
     best = torch.bfloat16 if device.type in ("cuda", "xpu") and mm.should_use_bf16(device) else torch.float32
     dtype = best if dtype == "auto" else DTYPES[dtype]
     try:
-        student, warning = load_with_lora(files[name], files.get(lora), strength, dtype)
-    except CheckpointError as error:
+        student, warning = load_with_lora(files[name], files.get(lora), strength, dtype, fidelity=fidelity)
+    except (CheckpointError, ConfigError) as error:
         text = str(error)
         for each, file in files.items():
             text = text.replace(file, each)
-        raise CheckpointError(text) from None  # no folders of this machine in messages
+        raise type(error)(text) from None  # no folders of this machine in messages
     if warning:
         log.warning("AdcVSR: %s", warning)
     patcher = ModelPatcher(_Held(student), load_device=device, offload_device=mm.unet_offload_device())

@@ -52,14 +52,29 @@ class LoadModel(io.ComfyNode):
                     tooltip="How strongly the LoRA counts: 1 = as it was trained, 0 = the model alone, above 1 "
                     "exaggerates, below 0 does the opposite.",
                 ),
+                io.Float.Input(
+                    "fidelity",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="1 = invents nothing, 0 = the richest detail that the model was taught to draw; between "
+                    "them its weights are mixed. Below 1 only for models with a rich partner, such as default.",
+                ),
             ],
             outputs=[Model.Output("adcvsr_model", display_name="model", tooltip="For Upscale and Upscale Video.")],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model, dtype, lora=models.NO_LORA, lora_strength=1.0):
+    def fingerprint_inputs(cls, model, dtype, lora=models.NO_LORA, lora_strength=1.0, fidelity=1.0):
         files = [models.model_file(name) for name in (model, lora) if name not in (None, models.NO_LORA)]
-        return (dtype, lora_strength, *((each, os.path.isfile(each) and os.stat(each).st_mtime_ns) for each in files))
+        return (
+            dtype,
+            lora_strength,
+            fidelity,
+            *((each, os.path.isfile(each) and os.stat(each).st_mtime_ns) for each in files),
+        )
 
     @classmethod
     def validate_inputs(cls, model=None, dtype=None, lora=None):
@@ -67,6 +82,6 @@ class LoadModel(io.ComfyNode):
         return refusal(cls, dtype=dtype) if said is True else f"{said}; put files into models/{models.FOLDER}, press R"
 
     @classmethod
-    def execute(cls, model, dtype, lora=models.NO_LORA, lora_strength=1.0):
+    def execute(cls, model, dtype, lora=models.NO_LORA, lora_strength=1.0, fidelity=1.0):
         require_offered(cls, dtype=dtype)
-        return io.NodeOutput(models.load_model(model, dtype, lora, lora_strength))
+        return io.NodeOutput(models.load_model(model, dtype, lora, lora_strength, fidelity))

@@ -352,6 +352,27 @@ def check_loras_are_listed_apart_and_put_on():
     file.unlink()
 
 
+def check_fidelity_mixes_a_model_with_its_rich_partner():
+    save, folder = sys.modules[f"{PREFIX}adcvsr_core.checkpoint"].save_student, BASE / "elsewhere"
+    for seed, name in enumerate(("two", "two.rich", "alone")):
+        torch.manual_seed(seed)
+        save(core.Student(core.PRESETS["nano"]), folder / f"{name}.safetensors")
+    folder_paths.filename_list_cache.clear()
+    (menu,) = (each.options for each in nodes.NODE_CLASS_MAPPINGS["AdcVSR_LoadModel"].GET_SCHEMA().inputs[:1])
+    assert {"two.safetensors", "alone.safetensors"} <= set(menu) and "two.rich.safetensors" not in menu, menu
+    graph, executor = upscale_graph(clip(6)), new_executor()
+    for fidelity in (1.0, 0.5, 0.0):
+        graph["model"] = node("LoadModel", model="two.safetensors", dtype="auto", fidelity=fidelity)
+        (images,) = run(graph, executor)
+        student = core.load_student(folder / "two.safetensors", fidelity=fidelity)
+        assert torch.equal(images, torch.cat(list(core.upscale([clip(6)], student, core.UpscaleConfig(**SETTINGS)))))
+    graph["model"] = node("LoadModel", model="alone.safetensors", dtype="auto", fidelity=0.5)
+    message = error_of(graph)
+    assert "alone.rich.safetensors beside it" in message and str(BASE) not in message, message
+    for name in ("two", "two.rich", "alone"):
+        (folder / f"{name}.safetensors").unlink()
+
+
 def check_windows_of_a_recurrent_model_are_never_called_exact():
     save = sys.modules[f"{PREFIX}adcvsr_core.checkpoint"].save_student
     config = dataclasses.replace(core.PRESETS["default"], temporal="none", recurrent=True)

@@ -16,7 +16,9 @@ def test_the_search_trains_and_measures_every_candidate(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     tiny = debug().student
-    monkeypatch.setattr(architectures, "CANDIDATES", {"tiny": tiny, "group norm": replace(tiny, norm="group", norm_groups=2)})
+    monkeypatch.setattr(
+        architectures, "CANDIDATES", {"tiny": tiny, "group norm": replace(tiny, norm="group", norm_groups=2)}
+    )
     for name, value in (("_NUM_FRAMES", 2), ("_HR_SIZE", 64), ("_SPEED_SIZE", 64)):
         monkeypatch.setattr(architectures, name, value)
     arguments = ["--data", str(folder), "--out", str(tmp_path), "--steps", "3", "--only", "tiny", "group norm"]
