@@ -284,6 +284,19 @@ def test_adapters_end_as_a_small_file_that_gives_the_same_student(folder: Path, 
     assert (tmp_path / "run" / "lora.safetensors").stat().st_size < base.stat().st_size
 
 
+def test_a_run_says_when_its_start_was_better(tmp_path: Path) -> None:
+    (tmp_path / "validation").mkdir()
+    log = tmp_path / "validation" / "metrics.jsonl"
+    for last, worse in (
+        ({"gain_clean_db": 1.0, "gain_h264_db": 0.3}, True),
+        ({"gain_clean_db": 1.0, "gain_h264_db": 0.5}, False),
+    ):
+        lines = [{"step": 0, "gain_clean_db": 1.2, "gain_h264_db": 0.4}, {"step": 9, **last}]
+        log.write_text("\n".join(json.dumps(line) for line in lines))
+        report = train.held_out_report(tmp_path)
+        assert "clean +1.20 -> +1.00, h264 +0.40 ->" in report[0] and (len(report) == 2) == worse
+
+
 def test_one_command_fine_tunes_on_a_folder_and_beats_its_start(folder: Path, tmp_path: Path, capsys) -> None:
     run(train.shorten(debug(), 3), tmp_path / "start", folder)
     clips = tmp_path / "clips"
@@ -294,7 +307,9 @@ def test_one_command_fine_tunes_on_a_folder_and_beats_its_start(folder: Path, tm
     settings = ["stage.lr_size=16", "stage.batch=2", "stage.num_frames=3", "data.workers=0", "precision=fp32"]
     settings += ["stage.learning_rate=0.004", 'stage.mixture=[["clean",1.0]]', "stage.warmup=0", "ema_decay=0.9"]
     assert train.main([*command, *(word for setting in settings for word in ("--set", setting))]) == 0
-    assert "left out" in capsys.readouterr().err, "the broken file was not named"
+    told = capsys.readouterr()
+    assert "left out" in told.err, "the broken file was not named"
+    assert "held-out clips, dB over bicubic: clean" in told.out and "became worse" not in told.out
     gains = [json.loads(line) for line in (tmp_path / "run" / "validation" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in gains] == [0, 60]
     assert gains[1]["gain_clean_db"] > gains[0]["gain_clean_db"] + 0.1, "on shots that it never saw"

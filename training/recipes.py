@@ -16,8 +16,9 @@ from adcvsr_core.errors import ConfigError
 from .bundled_recipes import bundled_2d, bundled_rich, bundled_stage1, bundled_stage2
 from .config import AdversaryConfig, DataConfig, LossConfig, StageConfig, TeacherConfig, TrainConfig
 
-# What people's own footage may look like by the time it reaches an upscaler.
-FOOTAGE_MIXTURE = (("clean", 0.2), ("h264", 0.3), ("light", 0.3), ("realbasicvsr", 0.2))
+# What people's own footage may look like by the time it reaches an upscaler. Close to what the bundled model was
+# trained on: a short run shall learn the footage, not another kind of damage.
+FOOTAGE_MIXTURE = (("clean", 0.4), ("h264", 0.3), ("light", 0.15), ("realbasicvsr", 0.1), ("aigen", 0.05))
 
 # GB of the GPU -> (frames of a clip, edge of LR patches). Starting points, not measured on such cards.
 MEMORY_PRESETS = {12: (5, 64), 24: (9, 96), 48: (13, 128)}
@@ -250,7 +251,7 @@ def finetune_full() -> TrainConfig:
         bypass_every=5,
         strength_every=7,
         learning_rate=5e-5,
-        temporal_learning_rate=2e-4,
+        temporal_learning_rate=5e-5,
         loss=LossConfig(frame_difference=0.5),
     )
     return TrainConfig(
@@ -268,7 +269,7 @@ def finetune_temporal() -> TrainConfig:
 def finetune_lora() -> TrainConfig:
     """Adapters of rank 16 and the temporal blocks of a model (`--init`): a small file that is added to the model."""
     config = finetune_full()
-    stage = replace(config.stages[0], trainable="lora", learning_rate=2e-4)
+    stage = replace(config.stages[0], trainable="lora", learning_rate=1e-4)
     return replace(config, recipe="finetune_lora", stages=(stage,))
 
 

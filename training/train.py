@@ -6,6 +6,7 @@ Also under `accelerate launch -m training.train ...`, which starts one process p
 import argparse
 import contextlib
 import dataclasses
+import json
 import sys
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not trainer.processes.is_main:
         return 0 if complete else 3
     if complete:
-        print(f"done: {options.output / 'student.safetensors'}")
+        print("\n".join([f"done: {options.output / 'student.safetensors'}", *held_out_report(options.output)]))
         return 0
     print(f"stopped after step {trainer.step}; the same command with --resume goes on")
     return 3
@@ -83,6 +84,27 @@ def _configure(options: argparse.Namespace) -> tuple[TrainConfig, dict[str, Tens
     if options.max_steps is not None:
         config = shorten(config, options.max_steps)
     return config, read_weights(options.init, config.student) if options.init else None
+
+
+def held_out_report(folder: Path) -> list[str]:
+    """Return lines that say what became of the held-out clips between the first validation and the last.
+
+    Args:
+        folder: of the run.
+    """
+    lines = (folder / "validation" / "metrics.jsonl").read_text().splitlines()
+    first, last = json.loads(lines[0]), json.loads(lines[-1])
+    kinds = [key for key in last if key.startswith("gain_")]
+    changes = (
+        f"{key.removeprefix('gain_').removesuffix('_db')} {first[key]:+.2f} -> {last[key]:+.2f}" for key in kinds
+    )
+    report = [f"held-out clips, dB over bicubic: {', '.join(changes)}"]
+    if all(last[key] < first[key] for key in kinds):
+        report.append(
+            "they became worse, so the start is the better model, as far as PSNR tells: lower the rates (--set "
+            "stage.learning_rate=..., stage.temporal_learning_rate=...), enlarge the batch, or give more footage"
+        )
+    return report
 
 
 def shorten(config: TrainConfig, max_steps: int) -> TrainConfig:
