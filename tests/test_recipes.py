@@ -115,7 +115,7 @@ def test_bundled_recipes_are_what_the_model_card_says() -> None:
     assert all(s.temporal_strength == 0 and s.num_frames == 1 and s.loss.epsilon == 0.05 for s in frames.stages)
     assert [stage.steps for stage in frames.stages] == [500, 2500, 4500]
     assert set(dict(frames.stages[-1].mixture)) == {"clean", "h264", "light", "realbasicvsr", "film", "aigen"}
-    assert clips.stages[0].trainable == "temporal" and clips.stages[0].num_frames == 7
+    assert [stage.trainable for stage in clips.stages] == ["temporal", "all"] and clips.stages[0].num_frames == 7
     assert rich.stages[0].trainable == "all" and rich.stages[0].loss.perceptual == 0.2
 
 

@@ -20,6 +20,11 @@ UNSTEADY = (
     ("aigen", 0.05),
 )  # fmt: skip
 
+EVERYTHING = (
+    ("clean", 0.35), ("h264", 0.25), ("light", 0.15), ("noise10", 0.08), ("realbasicvsr", 0.07), ("film", 0.03),
+    ("aigen", 0.07),
+)  # fmt: skip
+
 
 def bundled_2d() -> TrainConfig:
     """Single frames, the temporal blocks bypassed: what a small net needs first is many different pictures a step.
@@ -43,10 +48,10 @@ def bundled_2d() -> TrainConfig:
 
 
 def bundled_stage1() -> TrainConfig:
-    """The temporal blocks alone (they start as the identity), on clips whose damage differs from frame to frame.
+    """The faithful end: first the temporal blocks alone (they start as the identity), then all weights.
 
-    The 2D half stays as it is, so that temporal strength 0 is exactly `bundled_2d`. Half of the loss is about change
-    between frames.
+    The blocks learn on clips whose damage differs from frame to frame, which costs clean ones 0.2 to 0.35 dB; the second
+    stage gets a part of that back. Every fourth of its steps bypasses the blocks.
     """
     blocks = StageConfig(
         name="temporal blocks",
@@ -63,7 +68,20 @@ def bundled_stage1() -> TrainConfig:
         seed_offset=6,
         loss=LossConfig(frame_difference=1.0),
     )
-    return _clip_run("bundled_stage1", blocks)
+    together = replace(
+        blocks,
+        name="all weights",
+        steps=1600,
+        mixture=EVERYTHING,
+        trainable="all",
+        bypass_every=4,
+        learning_rate=1e-4,
+        temporal_learning_rate=5e-4,
+        warmup=30,
+        seed_offset=8,
+        loss=LossConfig(frame_difference=0.5),
+    )
+    return _clip_run("bundled_stage1", blocks, together)
 
 
 def bundled_rich() -> TrainConfig:
