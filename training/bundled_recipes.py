@@ -50,8 +50,8 @@ def bundled_2d() -> TrainConfig:
 def bundled_stage1() -> TrainConfig:
     """The faithful end: first the temporal blocks alone (they start as the identity), then all weights.
 
-    The blocks learn on clips whose damage differs from frame to frame, which costs clean ones 0.2 to 0.35 dB; the second
-    stage gets a part of that back. Every fourth of its steps bypasses the blocks.
+    The blocks learn on clips whose damage differs from frame to frame, which costs clean ones 0.2 to 0.35 dB; the
+    second stage gets a part of that back. Every fourth of its steps bypasses the blocks.
     """
     blocks = StageConfig(
         name="temporal blocks",
