@@ -284,6 +284,12 @@ def test_adapters_end_as_a_small_file_that_gives_the_same_student(folder: Path, 
     assert (tmp_path / "run" / "lora.safetensors").stat().st_size < base.stat().st_size
 
 
+def test_damage_by_name_makes_the_mixture(tmp_path: Path) -> None:
+    words = ["--recipe", "debug", "--output", str(tmp_path), "--damage", "film", "aigen"]
+    config, _ = train._configure(train._parser().parse_args(words))
+    assert all(dict(stage.mixture) == {"clean": 0.4, "film": 0.3, "aigen": 0.3} for stage in config.stages)
+
+
 def test_a_run_says_when_its_start_was_better(tmp_path: Path) -> None:
     (tmp_path / "validation").mkdir()
     log = tmp_path / "validation" / "metrics.jsonl"

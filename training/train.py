@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from adcvsr_core.checkpoint import read_config
+from adcvsr_core.degradation import DEGRADATIONS
 from adcvsr_core.errors import AdcvsrError, ConfigError
 
 from .config import TrainConfig, override
@@ -61,6 +62,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, help="of the weights and of every sample")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --output")
     parser.add_argument("--init", help='weights to begin with: a student\'s safetensors file, or "default"')
+    parser.add_argument(
+        "--damage",
+        nargs="+",
+        choices=sorted(DEGRADATIONS),
+        help="what low-resolution footage suffers from: the clips that are trained on get it, but for two of five",
+    )
     parser.add_argument("--max-steps", type=int, help="end the run, and its last schedule, after so many steps")
     parser.add_argument(
         "--memory", type=int, choices=sorted(MEMORY_PRESETS), help="fit the recipe to a GPU of so many GB"
@@ -81,6 +88,10 @@ def _configure(options: argparse.Namespace) -> tuple[TrainConfig, dict[str, Tens
     if options.seed is not None:
         config = dataclasses.replace(config, seed=options.seed)
     config = override(config, options.set)
+    if options.damage:
+        mixture = (("clean", 0.4), *((kind, 0.6 / len(options.damage)) for kind in options.damage))
+        stages = tuple(dataclasses.replace(stage, mixture=mixture) for stage in config.stages)
+        config = dataclasses.replace(config, stages=stages)
     if options.max_steps is not None:
         config = shorten(config, options.max_steps)
     return config, read_weights(options.init, config.student) if options.init else None
