@@ -9,10 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from adcvsr_core.checkpoint import save_student
 from adcvsr_core.student import Student
-from benchmarks import quality, quality_methods
+from benchmarks import quality, quality_methods, quality_sheet
 from benchmarks.quality_clips import QualityClip, text_clip
 from benchmarks.quality_text import accuracy, edit_distance
 from tests.test_judge import published_layout
@@ -20,7 +21,7 @@ from tests.test_peers import write_network
 from training.flow import inside, warp
 from training.judge import FILE
 from training.measures import MEASURES, Setting, make_steps
-from training.validation import bicubic_frames
+from training.validation import bicubic_frames, strip
 
 words = st.text("abcd", max_size=6)
 
@@ -144,3 +145,17 @@ def test_a_missing_file_is_one_clear_line(tmp_path: Path, capsys: pytest.Capture
     assert quality.main(["--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 1
     told = capsys.readouterr().err
     assert told.count("\n") == 1 and "prepare_b" in told
+
+
+def test_the_sheet_takes_its_crops_from_the_strips(tmp_path: Path) -> None:
+    """Every column of a strip has a grey level of its own, and each ends up under its name."""
+    strips = tmp_path / "strips"
+    strips.mkdir()
+    levels = [20 * (index + 1) for index in range(len(quality_sheet.COLUMNS))]
+    columns = [torch.full((256, 256, 3), level / 255) for level in levels]
+    Image.fromarray(strip(columns)).save(strips / f"{next(iter(quality_sheet.ROWS))}.png")
+    assert quality_sheet.main([str(tmp_path), "--out", str(tmp_path / "sheet.png")]) == 0
+    row = np.asarray(Image.open(tmp_path / "sheet.png"))[-64]
+    shown = [level for level, name in zip(levels, quality_sheet.COLUMNS, strict=True) if name]
+    assert [int(row[131 * index + 64, 0]) for index in range(len(shown))] == shown
+    assert quality_sheet.main([str(tmp_path / "nothing"), "--out", str(tmp_path / "no.png")]) == 1
