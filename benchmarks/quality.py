@@ -7,10 +7,10 @@ look at. What the peers make is kept in the output folder, so that a second run 
 """
 
 import argparse
-import json
 import math
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -39,18 +39,21 @@ _SPEED_SIZE, _SPEED_FRAMES = 128, 4
 Table = dict[str, Scores]
 
 
-def measure_clip(
-    clip: QualityClip,
-    made: dict[str, Tensor],
-    lr: Tensor,
-    steps: dict[str, Step],
-    setting: Setting,
-    read: Reader | None,
-) -> Table:
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What every condition is measured with."""
+
+    steps: dict[str, Step]
+    setting: Setting
+    read: Reader | None
+    out: Path
+
+
+def measure_clip(clip: QualityClip, made: dict[str, Tensor], lr: Tensor, bench: Bench) -> Table:
     """Measure what every method made of a clip, and the clip itself."""
     scores: Table = {}
     for method, sr in {**made, TRUTH: clip.hr}.items():
-        tally, past = Tally(steps), ()
+        tally, past = Tally(bench.steps), ()
         for t in range(len(sr)):
             moment = Moment(
                 index=t,
@@ -60,13 +63,13 @@ def measure_clip(
                 has_truth=True,
                 motion=clip.flow[t - 1] if t and clip.flow is not None else None,
                 perceptual=t in _PERCEPTUAL,
-                setting=setting,
+                setting=bench.setting,
             )
             tally.add(Shown(sr[t], past, moment), is_truth=method == TRUTH)
             past = (sr[t], *past)[:2]
         scores[method] = tally.scores()
-        if clip.lines and read is not None:
-            scores[method][TEXT] = accuracy(sr, clip.lines, read)
+        if clip.lines and bench.read is not None:
+            scores[method][TEXT] = accuracy(sr, clip.lines, bench.read)
     return scores
 
 
@@ -86,8 +89,8 @@ def over_sources(clips: dict[str, tuple[str, Table]], sources: set[str]) -> Tabl
     return averaged
 
 
-def temporal_gain(clips: dict[str, tuple[str, Table]], model: str) -> dict[str, tuple[float, float]]:
-    """With temporal blocks against without, over clips: name -> (mean, half of a 95 % interval).
+def temporal_gain(clips: dict[str, tuple[str, Table]], model: str) -> dict[str, dict[str, float]]:
+    """With temporal blocks against without, over clips: name -> {"mean", "half": of a 95 % interval}.
 
     "flicker" is the share that they take away, "y_psnr" and "stlpips_vgg" are differences.
     """
@@ -98,7 +101,7 @@ def temporal_gain(clips: dict[str, tuple[str, Table]], model: str) -> dict[str, 
         for name in ("y_psnr", "stlpips_vgg"):
             gains[name].append(on[name] - off[name])
     return {
-        name: (float(np.mean(values)), float(1.96 * np.std(values, ddof=1) / math.sqrt(len(values))))
+        name: {"mean": float(np.mean(values)), "half": float(1.96 * np.std(values, ddof=1) / math.sqrt(len(values)))}
         for name, values in gains.items()
     }
 
@@ -143,50 +146,59 @@ def seconds_a_frame(methods: dict[str, Method]) -> dict[str, float]:
     return best
 
 
+def measure_condition(
+    condition: str, clips: list[QualityClip], methods: dict[str, Method], bench: Bench
+) -> dict[str, tuple[str, Table]]:
+    """Let every method enlarge every clip under one condition; returns name -> (source, scores)."""
+    measured = {}
+    for index, clip in enumerate(clips):
+        lr = degrade(clip.hr, condition, index)
+        made = {name: method(lr) for name, method in methods.items()}
+        measured[clip.name] = clip.source, measure_clip(clip, made, lr, bench)
+        draw(bench.out / "strips", condition, clip, lr, made)
+        print(f"{condition} {clip.name}", flush=True)
+    return measured
+
+
 def run(options: argparse.Namespace) -> dict:
     """Measure everything; returns what quality.json holds."""
     models = dict(model.split("=", 1) if "=" in model else (model, model) for model in options.model)
-    setting = Setting(features=options.data, device=torch.device("cpu"))
-    steps, read = make_steps(list(METRICS), setting), make_reader()
+    setting, read = Setting(features=options.data, device=torch.device("cpu")), make_reader()
     if read is None:
         print("not measured: characters read, which needs `pip install rapidocr-onnxruntime`", flush=True)
-    methods = make_methods(options.data, models, options.out / "made")
-    clips = quality_clips(options.data)
+    bench = Bench(steps=make_steps(list(METRICS), setting), setting=setting, read=read, out=options.out)
+    methods, clips = make_methods(options.data, models, options.out / "made"), quality_clips(options.data)
     result: dict = {"clips": {}, "means": {}, "temporal": {}, "seconds_a_frame": {}}
-    tables = []
+    tables: list[str] = []
     for condition in options.conditions:
-        measured: dict[str, tuple[str, Table]] = {}
-        for index, clip in enumerate(clips):
-            lr = degrade(clip.hr, condition, index)
-            made = {name: method(lr) for name, method in methods.items()}
-            measured[clip.name] = clip.source, measure_clip(clip, made, lr, steps, setting, read)
-            draw(options.out / "strips", condition, clip, lr, made)
-            print(f"{condition} {clip.name}", flush=True)
-        sources = {clip.source for clip in clips}
-        means = {"others": over_sources(measured, sources - {FILM}), FILM: over_sources(measured, {FILM})}
+        measured = measure_condition(condition, clips, methods, bench)
+        others = {clip.source for clip in clips} - {FILM}
+        means = {", ".join(sorted(others)): over_sources(measured, others), FILM: over_sources(measured, {FILM})}
         result["clips"][condition] = {name: scores for name, (_, scores) in measured.items()}
         result["means"][condition] = means
-        titles = {"others": "photographs, carphone, bikes, text", FILM: "film"}
-        tables += [to_markdown(f"{condition}: {titles[part]}", table) for part, table in means.items()]
-        for model in models:
-            if model + WITHOUT_TIME in methods:
-                gain = temporal_gain(measured, model)
-                result["temporal"].setdefault(model, {})[condition] = gain
-                parts = (f"{name} {mean:+.4f} ± {half:.4f}" for name, (mean, half) in gain.items())
-                tables.append(f"{model}, temporal blocks on against off, {condition}: {', '.join(parts)}\n")
+        tables += [to_markdown(f"{condition}: {sources}", table) for sources, table in means.items()]
+        for model in (model for model in models if model + WITHOUT_TIME in methods):
+            gain = temporal_gain(measured, model)
+            result["temporal"].setdefault(model, {})[condition] = gain
+            parts = (f"{name} {each['mean']:+.4f} ± {each['half']:.4f}" for name, each in gain.items())
+            tables.append(f"{model}, temporal blocks on against off, {condition}: {', '.join(parts)}\n")
         _write(options.out, result, tables)
     if options.speed:
-        direct = make_methods(options.data, models, None)
-        result["seconds_a_frame"] = seconds_a_frame(direct)
-        lines = [f"| {name} | {seconds:.3f} |" for name, seconds in result["seconds_a_frame"].items()]
-        head = f"### Seconds a frame, 128x128 to 512x512, {torch.get_num_threads()} threads\n\n| | |\n|---|---|\n"
-        tables.append(head + "\n".join(lines) + "\n")
+        result["seconds_a_frame"] = seconds_a_frame(make_methods(options.data, models, None))
+        tables.append(speed_table(result["seconds_a_frame"]))
         _write(options.out, result, tables)
     return result
 
 
+def speed_table(seconds: dict[str, float]) -> str:
+    """Return what `seconds_a_frame` found, as Markdown."""
+    lines = [f"| {name} | {value:.3f} |" for name, value in seconds.items()]
+    title = f"### Seconds a frame, 128x128 to 512x512, {torch.get_num_threads()} threads"
+    return "\n".join([title, "", "| | |", "|---|---|", *lines]) + "\n"
+
+
 def _write(folder: Path, result: dict, tables: list[str]) -> None:
-    (folder / "quality.json").write_text(to_json(json.loads(json.dumps(result))))
+    (folder / "quality.json").write_text(to_json(result))
     (folder / "tables.md").write_text("\n".join(tables))
 
 

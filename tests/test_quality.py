@@ -94,7 +94,8 @@ def test_what_is_kept_is_found_again_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_crawl_tells_sticking_detail_from_boiling_detail() -> None:
-    step = make_steps(["crawl"], Setting(features=Path(), device=torch.device("cpu")))
+    setting = Setting(features=Path(), device=torch.device("cpu"))
+    bench = quality.Bench(steps=make_steps(["crawl"], setting), setting=setting, read=None, out=Path())
     generator = torch.Generator().manual_seed(0)
     paper = torch.rand(64, 80, 3, generator=generator)
     sticking = torch.stack([paper[:, 2 * t : 2 * t + 64] for t in range(4)])
@@ -102,9 +103,7 @@ def test_crawl_tells_sticking_detail_from_boiling_detail() -> None:
     flow = torch.tensor([-2.0, 0.0]).expand(3, 64, 64, 2)
     clip = QualityClip("s", "n", sticking, flow)
     made = {"sticking": sticking, "boiling": boiling, "weaker": 0.5 + 0.1 * (boiling - 0.5)}
-    scores = quality.measure_clip(
-        clip, made, sticking, step, Setting(features=Path(), device=torch.device("cpu")), None
-    )
+    scores = quality.measure_clip(clip, made, sticking, bench)
     assert scores["sticking"]["crawl"] < 0.01
     assert scores["boiling"]["crawl"] == pytest.approx(1, abs=0.05)
     assert scores["weaker"]["crawl"] == pytest.approx(scores["boiling"]["crawl"], abs=1e-6)
@@ -126,7 +125,7 @@ def test_one_run_at_small_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(quality, "quality_clips", lambda data: clips)
     monkeypatch.setattr(quality, "METRICS", tuple(name for name in quality.METRICS if name != "stlpips_vgg"))
     monkeypatch.setattr(quality, "_SPEED_SIZE", 32)
-    monkeypatch.setattr(quality, "temporal_gain", lambda clips, model: {"flicker": (0.0, 0.0)})
+    monkeypatch.setattr(quality, "temporal_gain", lambda clips, model: {"flicker": {"mean": 0.1, "half": 0.2}})
     out = tmp_path / "out"
     arguments = ["--data", str(tmp_path), "--out", str(out), "--model", f"ours={tmp_path / 'model.safetensors'}"]
     assert quality.main([*arguments, "--conditions", "clean", "noise10"]) == 0
