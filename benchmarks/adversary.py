@@ -22,12 +22,12 @@ from torch import Tensor, nn
 
 from adcvsr_core import metrics
 from adcvsr_core.checkpoint import load_student, read_config
-from adcvsr_core.color import blur
 from adcvsr_core.config import StudentConfig
 from adcvsr_core.degradation import degrade
 from adcvsr_core.student import Student
 from training.config import TrainConfig, override
 from training.export import read_weights
+from training.measures import fine_energy
 from training.perceptual import make_distance
 from training.progress import TrainingProgress
 from training.recipes import get_recipe
@@ -35,6 +35,8 @@ from training.sampling import to_network
 from training.sources import open_source
 from training.trainer import Trainer
 from training.validation import bicubic_frames, nearest_frames, run_student, strip, time_slice
+
+from .tables import markdown
 
 VARIANTS = {
     "no adversary": ["stage1.adversary=null"],
@@ -106,17 +108,11 @@ def measure(sr: Tensor, hr: Tensor, distance: nn.Module) -> dict[str, float]:
     return {
         "y_psnr": metrics.psnr(sr, hr).mean().item(),
         "st_lpips_vgg": distance(*middle).item(),
-        "high_pass_ratio": fine_energy(sr) / fine_energy(hr),
+        "high_pass_ratio": sum(map(fine_energy, sr)) / sum(map(fine_energy, hr)),
         "flicker": metrics.flicker(sr, hr).item(),
         "motion_energy_ratio": metrics.motion_energy_ratio(sr, hr).item(),
         "shimmer_ratio": metrics.shimmer(sr) / metrics.shimmer(hr),
     }
-
-
-def fine_energy(frames: Tensor) -> float:
-    """Energy of the luma's finest wavelet band, in squared levels."""
-    luma = metrics.luma(frames)[:, None]
-    return float((luma - blur(luma, 1)).square().mean())
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
@@ -125,11 +121,8 @@ def table(results: dict[str, dict[str, float]]) -> str:
     rows: dict[str, list[dict[str, float]]] = {}
     for model, scores in results.items():
         rows.setdefault(model.split(_SEED)[0], []).append(scores)
-    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for variant, seeds in rows.items():
-        cells = (_cell([scores[name] for scores in seeds]) for name in names)
-        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    cells = {variant: [_cell([each[name] for each in seeds]) for name in names] for variant, seeds in rows.items()}
+    return markdown(names, cells)
 
 
 def _cell(values: list[float]) -> str:

@@ -31,6 +31,8 @@ from training.sources import Source, open_source
 from training.trainer import Trainer
 from training.validation import bicubic_frames, run_student
 
+from .tables import markdown
+
 _DEFAULT = PRESETS["default"]
 CANDIDATES: dict[str, StudentConfig] = {
     "default": _DEFAULT,
@@ -128,11 +130,11 @@ def measure(path: Path, source: Source, folder: Path) -> dict[str, float]:
 def table(results: dict[str, dict[str, float]]) -> str:
     """Return a Markdown table, a row a candidate; what a row lacks stays empty."""
     names = list(next(iter(results.values())))
-    lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for candidate, values in results.items():
-        cells = (f"{values[name]:.3f}" if name in values else "" for name in names)
-        lines.append(f"| {candidate} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    rows = {
+        candidate: [f"{values[name]:.3f}" if name in values else "" for name in names]
+        for candidate, values in results.items()
+    }
+    return markdown(names, rows)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -28,6 +28,7 @@ from training.validation import nearest_frames, strip, time_slice
 from .quality_clips import CONDITIONS, NUM_FRAMES, QualityClip, quality_clips
 from .quality_methods import WITHOUT_TIME, Method, make_methods
 from .quality_text import Reader, accuracy, make_reader
+from .tables import markdown
 
 METRICS = ("y_psnr", "ssim", "stlpips_vgg", "judge", "flicker", "motion_energy", "high_pass", "sharpness",
            "warping_error", "crawl")  # fmt: skip
@@ -110,11 +111,8 @@ def to_markdown(title: str, table: Table) -> str:
     """Return a Markdown table, a row a method."""
     names = [name for name in (*METRICS, TEXT) if any(name in scores for scores in table.values())]
     titles = [MEASURES[name].title if name in MEASURES else "characters read" for name in names]
-    lines = [f"### {title}", "", "| | " + " | ".join(titles) + " |", "|---" * (len(names) + 1) + "|"]
-    for method, scores in table.items():
-        cells = (_cell(name, scores) for name in names)
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    rows = {method: [_cell(name, scores) for name in names] for method, scores in table.items()}
+    return f"### {title}\n\n{markdown(titles, rows)}"
 
 
 def _cell(name: str, scores: Scores) -> str:
@@ -192,9 +190,8 @@ def run(options: argparse.Namespace) -> dict:
 
 def speed_table(seconds: dict[str, float]) -> str:
     """Return what `seconds_a_frame` found, as Markdown."""
-    lines = [f"| {name} | {value:.3f} |" for name, value in seconds.items()]
     title = f"### Seconds a frame, 128x128 to 512x512, {torch.get_num_threads()} threads"
-    return "\n".join([title, "", "| | |", "|---|---|", *lines]) + "\n"
+    return f"{title}\n\n{markdown(['seconds'], {name: [f'{value:.3f}'] for name, value in seconds.items()})}"
 
 
 def _write(folder: Path, result: dict, tables: list[str]) -> None:

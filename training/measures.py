@@ -233,19 +233,19 @@ def _motion_energy(shown: Shown) -> tuple[float, float] | None:
 
 
 def _high_pass(shown: Shown) -> tuple[float, float]:
-    return _fine_energy(shown.sr), _fine_energy(shown.moment.reference)
+    return fine_energy(shown.sr), fine_energy(shown.moment.reference)
 
 
 def _sharpness(shown: Shown) -> tuple[float, float]:
-    return _fine_energy(shown.sr), 1.0
+    return fine_energy(shown.sr), 1.0
 
 
 def _change(before: Tensor, now: Tensor) -> float:
     return float((metrics.luma(now) - metrics.luma(before)).abs().mean())
 
 
-def _fine_energy(frame: Tensor) -> float:
-    """Energy of the luma's finest wavelet band, in squared levels."""
+def fine_energy(frame: Tensor) -> float:
+    """Return the energy of the finest wavelet band of the luma of [H,W,3] in 0..1, in squared levels a pixel."""
     return float(_fine_band(frame).square().mean())
 
 
