@@ -62,7 +62,7 @@ def _of_network(network: torch.nn.Module) -> Method:
 
     @torch.no_grad()
     def run(lr: Tensor) -> Tensor:
-        frames = lr.permute(0, 3, 1, 2).contiguous()
+        frames = lr.permute(0, 3, 1, 2)  # which is channels_last
         padded = F.pad(frames, (_PAD,) * 4, mode="replicate")
         made = torch.cat([network(frame[None]) for frame in padded])[..., 4 * _PAD : -4 * _PAD, 4 * _PAD : -4 * _PAD]
         return to_frames(made * 2 - 1).mul(255).round() / 255

@@ -64,7 +64,9 @@ def test_layers_do_what_they_are_called(tmp_path):
     h = F.pixel_shuffle(F.conv2d(h, *weights["conv3"], padding=1), 2)
     large = frames.repeat_interleave(4, 2).repeat_interleave(4, 3)
     expected = 0.2 * h.repeat_interleave(2, 2).repeat_interleave(2, 3) + 2 * large
-    assert torch.allclose(NcnnNetwork(tmp_path / "net.param")(frames), expected, atol=1e-5)
+    network = NcnnNetwork(tmp_path / "net.param")
+    assert torch.allclose(network(frames), expected, atol=1e-5)
+    assert torch.allclose(network.double()(frames.double()).float(), expected, atol=1e-5)  # it moves as modules do
 
 
 @pytest.mark.parametrize(
