@@ -70,13 +70,20 @@ def unpack(file: Path, data: Path) -> None:
                 path = data / "photographs" / f"{name}.npy"
                 if not path.exists():
                     picture = Image.open(io.BytesIO(archive.read(f"photographs/{name}.jpg")))
-                    np.save(path, np.asarray(picture.convert("RGB")))
+                    save_array(path, np.asarray(picture.convert("RGB")))
             _write_weights(archive.read(FEATURES), data / FEATURES)
             if described["shots"] and not (data / "film.npy").exists():
                 _decode(archive.read(_FILM), data / "film.npy")
     except (zipfile.BadZipFile, KeyError, OSError, ValueError) as error:
         raise InputError(f"{file} is no packed material, or broken: {error}") from error
     (data / _CORPUS).write_text(json.dumps(described, indent=1))
+
+
+def save_array(path: Path, array: np.ndarray) -> None:
+    """Write an array as `path` in one step, so that a half-written one is never taken for whole."""
+    partial = path.with_suffix(".part.npy")
+    np.save(partial, array)
+    os.replace(partial, path)
 
 
 def _half_weights(path: Path) -> bytes:
@@ -91,7 +98,9 @@ def _write_weights(content: bytes, path: Path) -> None:
         return
     weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({key: value.float() for key, value in weights.items()}, path)
+    partial = path.with_name(f"{path.name}.part")
+    torch.save({key: value.float() for key, value in weights.items()}, partial)
+    os.replace(partial, path)
 
 
 def _jpeg(path: Path, quality: int) -> bytes:

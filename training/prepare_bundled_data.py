@@ -32,7 +32,7 @@ from PIL import Image
 
 from adcvsr_core.errors import AdcvsrError, InputError
 
-from .packed import pack, unpack
+from .packed import pack, save_array, unpack
 from .pages import draw_page
 from .registries import Package, fetch
 from .sources import HELD_OUT_FILE
@@ -40,7 +40,7 @@ from .sources import HELD_OUT_FILE
 FILM_SIZE = (360, 640)
 # The credits begin at frame 11,728; the scene after them is left out with them.
 FILM_END = 11_728
-# What a packed set may take, so that all of it stays below 55 MB.
+# What a packed set may take; meant to keep all of it below 55 MB.
 FILM_MEGABYTES, JPEG_QUALITY = 26.0, 85
 
 
@@ -198,7 +198,7 @@ def prepare_photographs(out: Path, downloads: Path) -> list[str]:
         with tempfile.TemporaryDirectory() as unpacked:
             _unpack(package, downloads, unpacked)
             for name, path in missing.items():
-                _save_array(folder / f"{name}.npy", halve(Image.open(Path(unpacked) / path)))
+                save_array(folder / f"{name}.npy", halve(Image.open(Path(unpacked) / path)))
     return sorted(name for files in PHOTOGRAPHS.values() for name in files)
 
 
@@ -214,7 +214,7 @@ def prepare_pages(out: Path, downloads: Path, held_out: list[str]) -> list[str]:
                 _unpack(package, downloads, unpacked)
             fonts = sorted(Path(unpacked).rglob("*.ttf"))
             for seed, path in missing.items():
-                _save_array(path, draw_page(seed, fonts, backgrounds))
+                save_array(path, draw_page(seed, fonts, backgrounds))
     return list(PAGES)
 
 
@@ -298,12 +298,6 @@ def find_shots(thumbnails: np.ndarray, least_frames: int = 5) -> list[list[int]]
     return [[a, b] for a, b in itertools.pairwise(edges) if b - a >= least_frames]
 
 
-def _save_array(path: Path, array: np.ndarray) -> None:
-    partial = path.with_suffix(".part.npy")
-    np.save(partial, array)
-    os.replace(partial, path)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -312,7 +306,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", required=True, type=Path, help="folder to write")
     parser.add_argument("--downloads", type=Path, help="where packages are kept (default: OUT/downloads)")
-    parser.add_argument("--pack", type=Path, metavar="FILE", help="then put all of it into one file of some 50 MB")
+    parser.add_argument("--pack", type=Path, metavar="FILE", help="then put all of it, compressed, into one file")
     parser.add_argument("--unpack", type=Path, metavar="FILE", help="make OUT from such a file; nothing is fetched")
     options = parser.parse_args(arguments)
     try:
