@@ -14,7 +14,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import nn
 
 from ..adcvsr_core import Student
-from ..adcvsr_core.checkpoint import RICH, bundled_models
+from ..adcvsr_core.checkpoint import RICH, bundled_models, rich_partner
 from ..adcvsr_core.errors import CheckpointError, ConfigError, InputError
 from ..adcvsr_core.lora import is_lora, load_with_lora
 from ..adcvsr_core.paths import require_inside
@@ -77,6 +77,8 @@ def load_model(name: str, dtype: str, lora: str = NO_LORA, strength: float = 1.0
     files, device = {each: model_file(each) for each in (name, lora) if each != NO_LORA}, mm.get_torch_device()
     best = torch.bfloat16 if device.type in ("cuda", "xpu") and mm.should_use_bf16(device) else torch.float32
     dtype = best if dtype == "auto" else DTYPES[dtype]
+    if fidelity < 1 and name not in bundled_models() and (partner := rich_partner(files[name])):
+        require_inside(partner, folder_paths.get_folder_paths(FOLDER))  # a link may lead elsewhere
     try:
         student, warning = load_with_lora(files[name], files.get(lora), strength, dtype, fidelity=fidelity)
     except (CheckpointError, ConfigError) as error:

@@ -369,7 +369,11 @@ def check_fidelity_mixes_a_model_with_its_rich_partner():
     graph["model"] = node("LoadModel", model="alone.safetensors", dtype="auto", fidelity=0.5)
     message = error_of(graph)
     assert "alone.rich.safetensors beside it" in message and str(BASE) not in message, message
-    for name in ("two", "two.rich", "alone"):
+    (BASE / "secret.safetensors").write_bytes((folder / "two.safetensors").read_bytes())
+    (folder / "alone.rich.safetensors").symlink_to(BASE / "secret.safetensors")
+    message = error_of(graph)
+    assert "alone.rich.safetensors is a link out of its folder" in message and str(BASE) not in message, message
+    for name in ("two", "two.rich", "alone", "alone.rich"):
         (folder / f"{name}.safetensors").unlink()
 
 
