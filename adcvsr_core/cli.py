@@ -22,11 +22,11 @@ from .compare import sheet, wipe
 from .config import COLORS, PRESETS, StudentConfig, UpscaleConfig
 from .convert import convert_adcsr, student_from_sd, with_temporal
 from .cost import count_flops, count_parameters, state_bytes
-from .engine import plan_run, upscale
+from .engine import RunPlan, plan_run, upscale
 from .errors import AdcvsrError, Cancelled, ConfigError
 from .lora import is_lora, load_with_lora, parse_lora, read_lora
 from .memory import keep_freed_memory
-from .needs import describe_plan
+from .needs import describe_needs, describe_plan, trial_seconds
 from .student import Student
 from .video import CODECS, VideoWriter, read_video, save_png
 
@@ -104,6 +104,15 @@ def _add_upscale(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tile", type=int, default=0, help="tile edge in LR pixels, 0 = only if memory demands; not exact"
     )
+    parser.add_argument(
+        "--attention-window",
+        type=int,
+        default=0,
+        help="LR pixels that attention sees around a pixel, a multiple of 32; 0 = automatic, -1 = the whole frame",
+    )
+    parser.add_argument(
+        "--memory", type=float, default=0.0, metavar="GB", help="what weights and steps may take, 0 = what is free"
+    )
     parser.add_argument("--overlap", type=int, default=0, help="LR pixels that tiles share, 0 = automatic")
     parser.add_argument("--color", choices=("auto", *COLORS), default=default.color, help="colour match to the input")
     parser.add_argument(
@@ -122,6 +131,7 @@ def _add_upscale(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--start", type=_seconds, default=Fraction(0), help="first moment, in seconds or h:m:s")
     parser.add_argument("--end", type=_seconds, help="moment to stop before, in seconds or h:m:s")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output file")
+    parser.add_argument("--plan", action="store_true", help="tell memory, speed and time of the run, and write nothing")
     parser.set_defaults(run=run_upscale)
 
 
@@ -142,10 +152,21 @@ def run_upscale(options: argparse.Namespace) -> None:
     config = UpscaleConfig(
         **{
             name: getattr(options, name)
-            for name in ("scale", "height", "work_size", "chunk", "tile", "overlap", "color", "detail")
+            for name in (
+                "scale",
+                "height",
+                "work_size",
+                "chunk",
+                "tile",
+                "overlap",
+                "color",
+                "detail",
+                "cuts",
+                "memory",
+            )
         },
         temporal_strength=options.temporal_strength,
-        cuts=options.cuts,
+        attention_window=options.attention_window,
     )
     device = _choose_device(options.device)
     if device.type == "cpu":
@@ -153,6 +174,9 @@ def run_upscale(options: argparse.Namespace) -> None:
     with contextlib.closing(read_video(options.input, start=options.start, end=options.end)) as reader:
         student = _load(options, device)
         plan = plan_run(reader.info.height, reader.info.width, student, config)
+        if options.plan:
+            _print_plan(plan, student, reader.num_frames, config)
+            return
         with VideoWriter(
             options.output,
             width=plan.target[1],
@@ -172,6 +196,15 @@ def run_upscale(options: argparse.Namespace) -> None:
             warnings.warn(line, stacklevel=1)
     console.print(f"{writer.num_frames} frames, peak memory {_peak_memory()}")
     print(options.output)
+
+
+def _print_plan(plan: RunPlan, student: Student, num_frames: int | None, config: UpscaleConfig) -> None:
+    table = Table(show_header=False, box=None)
+    table.add_row("run", describe_plan(plan, student))
+    seconds = trial_seconds(plan, student, config.temporal_strength)
+    for name, value in describe_needs(plan, student, num_frames, seconds).items():
+        table.add_row(name, value)
+    Console(highlight=False).print(table)
 
 
 def _load(options: argparse.Namespace, device: torch.device) -> Student:

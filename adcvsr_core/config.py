@@ -133,9 +133,38 @@ PRESETS: dict[str, StudentConfig] = {
         channels=(32, 48, 64, 64), mid_heads=4, decoder_channels=(12, 24, 32, 48), decoder_layers=0, **_TINY
     ),
     "nano": StudentConfig(
-        channels=(16, 32, 64, 96), layers=1, mid_heads=4, decoder_channels=(8, 16, 24, 32), decoder_layers=0, **_TINY
+        channels=(32, 48, 48, 48), layers=1, mid_heads=4, decoder_channels=(8, 16, 24, 32), decoder_layers=0, **_TINY
     ),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepConfig:
+    """How a step is computed: what it costs in time and memory. Only `attention_window` changes the frames.
+
+    Attributes:
+        attention_window: edge in LR pixels of what attention sees around a pixel, a multiple of 32; 0 = the whole
+            frame. A frame that is no larger comes out the same.
+        frame_batch: frames that the spatial layers compute at once, 0 = all of a step; the end of a clip, which
+            releases more frames than that, takes as many as the largest step had.
+        band: rows that the decoder computes at once, 0 = all; GroupNorm still sees the whole frame.
+    """
+
+    attention_window: int = 0
+    frame_batch: int = 0
+    band: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("attention_window", "frame_batch", "band"):
+            value = getattr(self, name)
+            _require(isinstance(value, int) and value >= 0, f"{name} is {value!r}; expected a whole number >= 0")
+        _require(
+            self.attention_window % 32 == 0,
+            f"attention_window {self.attention_window} is not a multiple of 32 LR pixels; use e.g. 128, or 0",
+        )
+
+
+WHOLE_FRAMES = StepConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +184,9 @@ class UpscaleConfig:
         detail: gain on the detail that the network added, 1 = the network's own, 0 = none.
         temporal_strength: 0 = every frame alone, 1 = the full temporal branch.
         cuts: scene-cut sensitivity in [0, 1], 0 = never cut.
+        attention_window: edge in LR pixels of what attention sees around a pixel, a multiple of 32; 0 = automatic
+            (128 for large frames of networks that attend at their finest level), -1 = the whole frame.
+        memory: gigabytes (1e9 bytes) that weights and steps may take on the device, 0 = what is free there.
     """
 
     scale: float = 4.0
@@ -167,6 +199,8 @@ class UpscaleConfig:
     detail: float = 1.0
     temporal_strength: float = 1.0
     cuts: float = 0.5
+    attention_window: int = 0
+    memory: float = 0.0
 
     def __post_init__(self) -> None:
         _require(0 < self.scale <= 64, f"scale {self.scale} is outside (0, 64]")
@@ -180,3 +214,6 @@ class UpscaleConfig:
         _require(0 <= self.detail <= 4, f"detail {self.detail} is outside [0, 4]")
         _require(0 <= self.temporal_strength <= 1, f"temporal_strength {self.temporal_strength} is outside [0, 1]")
         _require(0 <= self.cuts <= 1, f"cuts {self.cuts} is outside [0, 1]")
+        _require(self.memory >= 0, f"memory {self.memory} is below 0; give gigabytes, or 0 for what is free")
+        _require(self.attention_window >= -1, f"attention_window {self.attention_window} is below -1")
+        StepConfig(attention_window=max(0, self.attention_window))

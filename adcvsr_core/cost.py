@@ -3,14 +3,17 @@
 FLOPs follow the usual convention of 2 per multiply-add and include attention. Knows nothing about files.
 """
 
+import functools
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from .config import StudentConfig
+from .config import WHOLE_FRAMES, StepConfig, StudentConfig
 from .streaming import StreamState
 from .student import Student
 
 
+@functools.lru_cache(maxsize=32)
 def count_parameters(config: StudentConfig) -> tuple[int, int]:
     """Return the number of all parameters and of those through which a frame sees others."""
     student = _meta_student(config)
@@ -18,12 +21,14 @@ def count_parameters(config: StudentConfig) -> tuple[int, int]:
     return sum(sizes.values()), sum(sizes[name] for name in student.temporal_names())
 
 
-def count_flops(config: StudentConfig, height: int, width: int, temporal_strength: float = 1.0) -> int:
+def count_flops(
+    config: StudentConfig, height: int, width: int, temporal_strength: float = 1.0, how: StepConfig = WHOLE_FRAMES
+) -> int:
     """Return the FLOPs of one LR frame of height x width (multiples of 16) in the middle of a stream."""
     student = _meta_student(config)
     state = _filled_state(student, height, width, temporal_strength)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        student(_meta_frames(1, height, width), state, last=False, temporal_strength=temporal_strength)
+        student(_meta_frames(1, height, width), state, False, temporal_strength, how)
     return counter.get_total_flops()
 
 

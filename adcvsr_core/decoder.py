@@ -7,7 +7,8 @@ AdcSR trains with the UNet, not the one in the pretrained decoder file. Source: 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .config import StudentConfig
+from .banding import run_head, run_levels
+from .config import WHOLE_FRAMES, StepConfig, StudentConfig
 from .layers import FrameAttention, ResBlock, Upsample, make_norm
 
 _EPS = 1e-6
@@ -20,11 +21,12 @@ class DecoderMid(nn.Module):
         super().__init__()
         width, norm, groups = config.decoder_channels[-1], config.norm, config.norm_groups
         self.resnet1 = ResBlock(width, width, norm, groups, _EPS)
-        self.attention = FrameAttention(width, norm, groups) if config.decoder_attention else nn.Identity()
+        self.attention = FrameAttention(width, norm, groups) if config.decoder_attention else None
         self.resnet2 = ResBlock(width, width, norm, groups, _EPS)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.resnet2(self.attention(self.resnet1(x)))
+    def forward(self, x: Tensor, window: int = 0) -> Tensor:
+        h = self.resnet1(x)
+        return self.resnet2(h if self.attention is None else self.attention(h, window))
 
 
 class DecoderLevel(nn.Module):
@@ -51,5 +53,8 @@ class Decoder(nn.Module):
         self.norm_out = make_norm(config.norm, config.norm_groups, widths[-1], _EPS)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
-    def forward(self, features: Tensor) -> Tensor:
-        return self.conv_out(F.silu(self.norm_out(self.up(self.mid(features)))))
+    def forward(self, features: Tensor, how: StepConfig = WHOLE_FRAMES) -> Tensor:
+        h = self.mid(features, how.attention_window // 2)
+        if how.band:
+            return run_head(self.norm_out, self.conv_out, run_levels(self.up, h, how.band), how.band)
+        return self.conv_out(F.silu(self.norm_out(self.up(h))))

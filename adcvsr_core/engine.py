@@ -6,9 +6,7 @@ A frame is yielded as soon as it is final, and memory does not depend on the cli
 files, nodes or checkpoints: it takes an iterable of frames and a Student.
 """
 
-import copy
 import dataclasses
-import functools
 import itertools
 import math
 import warnings
@@ -23,29 +21,44 @@ from torch import Tensor
 from .color import match_color, resize, scale_detail
 from .config import UpscaleConfig
 from .errors import Cancelled, InputError, NonFiniteError, OutOfMemory
-from .memory import available_bytes, choose_chunk, choose_tile, is_out_of_memory, release_cached
+from .ladder import Footing, rungs
+from .memory import is_out_of_memory, release_cached
+from .planner import MemoryPlan, plan_memory
 from .shots import find_cuts
 from .streaming import StreamState
 from .student import Student
-from .tiling import TileGrid, plan_tiles
+from .tiling import plan_tiles
 
 OnProgress = Callable[[int, int | None, Tensor], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunPlan:
-    """What one run does, decided from the first frame: sizes in pixels, `chunk` in frames."""
+    """What one run does, decided from the first frame: sizes (height, width) in pixels, and the use of memory."""
 
     source: tuple[int, int]
     work: tuple[int, int]
     padded: tuple[int, int]
     target: tuple[int, int]
-    chunk: int
-    grid: TileGrid
+    memory: MemoryPlan
 
 
-def plan_run(height: int, width: int, student: Student, config: UpscaleConfig) -> RunPlan:
+def plan_run(
+    height: int,
+    width: int,
+    student: Student,
+    config: UpscaleConfig,
+    device: torch.device | None = None,
+    available: int | None = None,
+) -> RunPlan:
     """Decide sizes, chunk and tiles for frames of height x width.
+
+    Args:
+        height, width: of the source frames, in pixels.
+        student: the network.
+        config: the run's settings.
+        device: where the network will compute, None = where it is.
+        available: free bytes there beside the weights, None = as the device says now.
 
     Raises:
         ConfigError: a tile or overlap that does not fit.
@@ -55,11 +68,9 @@ def plan_run(height: int, width: int, student: Student, config: UpscaleConfig) -
     work = (work_height, max(1, round(target[1] * work_height / target[0])))
     multiple = student.multiple_of
     padded = tuple(-(-size // multiple) * multiple for size in work)
-    available = available_bytes(student.device)
-    tile = config.tile or choose_tile(student.config, *padded, student.dtype, available, multiple)
-    grid = plan_tiles(*padded, tile, config.overlap, multiple)
-    chunk = config.chunk or choose_chunk(student.config, *grid.tile_size, student.dtype, available, student.device)
-    return RunPlan(source=(height, width), work=work, padded=padded, target=target, chunk=chunk, grid=grid)
+    device = device or student.device
+    memory = plan_memory(student.config, config, padded, student.dtype, device, multiple, available)
+    return RunPlan(source=(height, width), work=work, padded=padded, target=target, memory=memory)
 
 
 def upscale(
@@ -110,7 +121,8 @@ class _Run:
         self.on_progress = on_progress
         self.cancelled = cancelled
         self.done = 0
-        self.chunk = 1
+        self.students = {(student.device.type, student.dtype): student}
+        self.footing: Footing  # where the run stands now; it only goes down
 
     def frames(self) -> Iterator[Tensor]:
         pieces = _checked(self.source)
@@ -118,12 +130,12 @@ class _Run:
         if first is None:
             raise InputError("the clip has no frames; expected at least one")
         plan = plan_run(first.shape[1], first.shape[2], self.student, self.config)
-        self.chunk = plan.chunk
-        if len(plan.grid.tiles) > 1 and not self.config.tile:
-            tile = max(plan.grid.tile_size)
-            warnings.warn(f"a frame does not fit the memory in one piece: tiles of {tile} are used", stacklevel=2)
+        self.footing = plan.memory.footing
+        if self.footing.tile and not self.config.tile:
+            edge = max(plan.memory.grid.tile_size)
+            warnings.warn(f"a frame does not fit the memory in one piece: tiles of {edge} are used", stacklevel=2)
         shot, previous = _Shot(self, plan), None
-        for chunk in _rechunk(itertools.chain((first,), pieces), plan.chunk):
+        for chunk in _rechunk(itertools.chain((first,), pieces), self.footing.chunk):
             chunk = chunk.detach().to("cpu", torch.float32)
             starts = find_cuts(chunk, previous, self.config.cuts)
             for begin, end in itertools.pairwise(sorted({0, *starts, len(chunk)})):
@@ -146,9 +158,17 @@ class _Run:
         if self.cancelled is not None and self.cancelled():
             raise Cancelled(f"cancelled after {self.done} frames")
 
-    @functools.cached_property
-    def float32_student(self) -> Student:
-        return copy.deepcopy(self.student).float()
+    def student_in(self, device: torch.device, dtype: torch.dtype) -> Student:
+        """Return the network on a device in a dtype; a copy, made once, where it is not there already."""
+        key = (device.type, dtype)
+        if key not in self.students:
+            with torch.device("meta"):
+                twin = Student(self.student.config)
+            # Tensor by tensor, because a whole copy where the network lies may be what does not fit.
+            weights = {name: weight.to(device, dtype) for name, weight in self.student.state_dict().items()}
+            twin.load_state_dict(weights, assign=True)
+            self.students[key] = twin.requires_grad_(False).train(self.student.training)
+        return self.students[key]
 
 
 class _Shot:
@@ -157,9 +177,19 @@ class _Shot:
     def __init__(self, run: _Run, plan: RunPlan):
         self.run = run
         self.plan = plan
-        self.student = run.student
-        self.states = [StreamState() for _ in plan.grid.tiles]
+        self.dtype = run.student.dtype
         self.waiting: deque[Tensor] = deque()  # [3,h,w], unpadded
+        # What a stream must see again before it can go on with other tiles.
+        self.past: deque[Tensor] = deque(maxlen=run.student.lookahead if run.config.temporal_strength else 0)
+        self.num_pushed = 0  # of those that wait
+        self.behind = False
+        self._begin_streams()
+
+    def _begin_streams(self) -> None:
+        footing, multiple = self.run.footing, self.run.student.multiple_of
+        self.grid = plan_tiles(*self.plan.padded, footing.tile, self.run.config.overlap, multiple)
+        fresh = StreamState(recompute_skips=footing.recompute_skips, offload=footing.offload)
+        self.states = [fresh.copy() for _ in self.grid.tiles]
 
     def push(self, frames: Tensor) -> Iterator[Tensor]:
         """Push frames [t,H,W,3] and yield the finished ones."""
@@ -174,19 +204,22 @@ class _Shot:
     def _step(self, lr: Tensor, last: bool) -> Iterator[Tensor]:
         start = 0
         while True:
-            part = lr[start : start + self.run.chunk]
+            part = lr[start : start + self.run.footing.chunk]
             ends = start + len(part) == len(lr)
             try:
+                if self.behind:
+                    self._catch_up()
                 sr = self._push_tiles(part, last and ends)
             except NonFiniteError as error:
-                self._continue_in_float32(error)
+                self._widen(error)
                 continue
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                self._shrink(part, error)
+                self._step_down(error)
                 continue
-            for batch in sr.split(self.run.chunk) if len(sr) else ():
+            self.num_pushed += len(part)
+            for batch in sr.split(self.run.footing.chunk) if len(sr) else ():
                 yield self._to_frames(batch)
             start += len(part)
             if ends:
@@ -195,50 +228,74 @@ class _Shot:
     @torch.no_grad()
     def _push_tiles(self, lr: Tensor, last: bool) -> Tensor:
         """Move every tile's stream on by the same frames, or none of them."""
-        clip = _pad(lr, self.plan.padded).to(self.student.device)[None]
+        footing = self.run.footing
+        student = self.run.student_in(footing.device, self.dtype)
+        clip = _pad(lr, self.plan.padded).to(student.device)[None]
         states = [state.copy() for state in self.states]
-        tiles, scale = self.plan.grid.tiles, self.student.scale
+        tiles, scale = self.grid.tiles, student.scale
         canvas = None
         for tile, state in zip(tiles, states, strict=True):
             self.run.check_cancelled()
-            sr = self.student(tile.of(clip), state, last, self.run.config.temporal_strength)[0]
+            sr = student(tile.of(clip), state, last, self.run.config.temporal_strength, footing.how)[0]
             if len(tiles) == 1:
                 canvas = sr
                 break
             if canvas is None:
                 canvas = sr.new_zeros((len(sr), 3, *(size * scale for size in self.plan.padded)))
-            self.plan.grid.add(canvas, tile, sr, scale)
+            self.grid.add(canvas, tile, sr, scale)
         self.states = states
         return canvas[..., : self.plan.work[0] * scale, : self.plan.work[1] * scale]
 
-    def _continue_in_float32(self, error: NonFiniteError) -> None:
-        if self.student.dtype in (torch.float32, torch.float64):
-            raise error
-        warnings.warn(f"{error}; this shot goes on in float32", stacklevel=2)
-        self.student = self.run.float32_student
-        self.states = [state.to(dtype=torch.float32) for state in self.states]
+    def _catch_up(self) -> None:
+        """Show new streams what the old ones had seen, as far back as it matters, and drop what they make of it."""
+        self._begin_streams()
+        seen = [*self.past, *itertools.islice(self.waiting, self.num_pushed)]
+        for part in torch.stack(seen).split(self.run.footing.chunk):
+            self._push_tiles(part, last=False)
+        self.behind = False
 
-    def _shrink(self, lr: Tensor, error: Exception) -> None:
-        release_cached(self.student.device)
-        if len(lr) >= 2:
-            self.run.chunk = len(lr) // 2
-            warnings.warn(f"out of memory with {len(lr)} frames per step: going on with {self.run.chunk}", stacklevel=2)
-        elif len(lr) == 0 and any(state.largest_push > 1 for state in self.states):
-            # The end releases all frames that wait, and decodes them in groups as large as the largest push.
-            self.states = [dataclasses.replace(state, largest_push=1) for state in self.states]
-            warnings.warn("out of memory at the end of a shot: its last frames are decoded one by one", stacklevel=2)
-        else:
+    def _widen(self, error: NonFiniteError) -> None:
+        """Go on in a type of the next larger range."""
+        device = self.run.footing.device
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        wider = torch.bfloat16 if self.dtype == torch.float16 and has_bf16 else torch.float32
+        if self.dtype in (torch.float32, torch.float64):
+            raise error
+        name = str(wider).removeprefix("torch.")
+        warnings.warn(f"{error}; this shot goes on in {name}", stacklevel=2)
+        self.dtype = wider
+        self.states = [state.to(dtype=wider) for state in self.states]
+
+    def _step_down(self, error: Exception) -> None:
+        """Take the ladder's next rung, or raise OutOfMemory below the last."""
+        old, student = self.run.footing, self.run.student
+        release_cached(old.device)
+        footing, meaning = next(rungs(old, student.config, *self.plan.padded, student.multiple_of), (None, ""))
+        if footing is None:
             raise OutOfMemory(
                 f"out of memory with one frame of {self.plan.work[1]}x{self.plan.work[0]} per step; "
-                "choose a tile, a smaller work size, or another device"
+                "choose a smaller work size, or another device"
             ) from error
+        warnings.warn(f"out of memory: {meaning}", stacklevel=2)
+        self.run.footing = footing
+        if footing.device != old.device:
+            self.dtype = torch.float32
+            self.states = [dataclasses.replace(s.to("cpu", torch.float32), offload=False) for s in self.states]
+        elif footing.offload != old.offload:
+            self.states = [state.offloaded() for state in self.states]
+        elif (footing.tile, footing.recompute_skips) != (old.tile, old.recompute_skips):
+            self.behind = self.num_pushed > 0
+            self._begin_streams()
 
     @torch.no_grad()
     def _to_frames(self, sr: Tensor) -> Tensor:
         """Finish SR [t,3,4h,4w] in [-1, 1] as frames [t,sH,sW,3] in 0..1."""
-        config = self.run.config
-        lr = torch.stack([self.waiting.popleft() for _ in sr]).to(sr.device)
-        color = self.student.config.color if config.color == "auto" else config.color
+        config, student = self.run.config, self.run.student
+        lr = [self.waiting.popleft() for _ in sr]
+        self.num_pushed -= len(lr)
+        self.past += lr
+        lr = torch.stack(lr).to(sr.device)
+        color = student.config.color if config.color == "auto" else config.color
         sr = scale_detail(match_color(sr.float(), lr, color), lr, config.detail)
         sr = resize(sr, *self.plan.target)
         return ((sr + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).contiguous().cpu()

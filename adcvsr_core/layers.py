@@ -4,9 +4,14 @@ Plain modules that reproduce Stable Diffusion's blocks as AdcSR prunes them: no 
 Knows nothing about time. Source of the quirks: AdcSR (arXiv 2411.13383), its public network and weights.
 """
 
+from collections.abc import Callable
+
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+from .attention import Attention
 
 # GroupNorm uses the first of these that divides the width, because pruning leaves widths that 32 does not divide.
 _GROUPS = (32, 24, 16, 12, 8, 6, 4, 2, 1)
@@ -30,28 +35,12 @@ class ResBlock(nn.Module):
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         self.shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
+        """Map [N,C,H,W]; with a skip [N,C',H,W] the two are concatenated first."""
+        x = x if skip is None else torch.cat((x, skip), dim=1)
         h = self.conv1(F.silu(self.norm1(x)))
         h = self.conv2(F.silu(self.norm2(h)))
         return self.shortcut(x) + h
-
-
-class Attention(nn.Module):
-    """Self-attention over tokens [N,L,C] with scale 1 / sqrt(C / heads).
-
-    AdcSR keeps Stable Diffusion's number of heads while it prunes the width, so its heads are 48 wide, not 64,
-    and the scale follows the width.
-    """
-
-    def __init__(self, channels: int, heads: int, qkv_bias: bool):
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(channels, 3 * channels, bias=qkv_bias)
-        self.out = nn.Linear(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = rearrange(self.qkv(x), "n l (three heads c) -> three n heads l c", three=3, heads=self.heads)
-        return self.out(rearrange(F.scaled_dot_product_attention(q, k, v), "n heads l c -> n l (heads c)"))
 
 
 class Transformer(nn.Module):
@@ -68,9 +57,9 @@ class Transformer(nn.Module):
         self.ff_out = nn.Linear(4 * channels, channels)
         self.proj_out = nn.Linear(channels, channels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, window: int = 0) -> Tensor:
         h = self.proj_in(rearrange(self.norm(x), "n c h w -> n (h w) c"))
-        h = h + self.attention(self.norm1(h))
+        h = h + self.attention(self.norm1(h), x.shape[2:], window)
         value, gate = self.ff_in(self.norm2(h)).chunk(2, dim=-1)
         h = h + self.ff_out(value * F.gelu(gate))
         return x + rearrange(self.proj_out(h), "n (h w) c -> n c h w", h=x.shape[2])
@@ -84,8 +73,8 @@ class FrameAttention(nn.Module):
         self.norm = make_norm(norm, groups, channels, 1e-6)
         self.attention = Attention(channels, 1, qkv_bias=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.attention(rearrange(self.norm(x), "n c h w -> n (h w) c"))
+    def forward(self, x: Tensor, window: int = 0) -> Tensor:
+        h = self.attention(rearrange(self.norm(x), "n c h w -> n (h w) c"), x.shape[2:], window)
         return x + rearrange(h, "n (h w) c -> n c h w", h=x.shape[2])
 
 
@@ -111,6 +100,11 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-def per_frame(module: nn.Module, x: Tensor) -> Tensor:
-    """Apply a spatial module to every frame of [B,T,C,H,W]; T may be 0."""
-    return module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+def per_frame(module: Callable[..., Tensor], *tensors: Tensor, batch: int = 0, **arguments: int) -> Tensor:
+    """Apply a spatial module to every frame of [B,T,C,H,W] tensors, at most `batch` at once (0 = all); T may be 0."""
+    shape = tensors[0].shape[:2]
+    frames = [tensor.flatten(0, 1) for tensor in tensors]
+    if batch == 0 or len(frames[0]) <= batch:
+        return module(*frames, **arguments).unflatten(0, shape)
+    parts = [module(*part, **arguments) for part in zip(*(each.split(batch) for each in frames), strict=True)]
+    return torch.cat(parts).unflatten(0, shape)

@@ -1,9 +1,4 @@
-"""How much memory a step needs and how much is there, in bytes.
-
-Estimates come from the config alone: the widest picture of the decoder sets a step's peak. For the full-size network
-at 128x128 LR in bf16 that is 192 MiB a frame; modelled, not measured on a GPU. Knows nothing about tiles, streams or
-frames.
-"""
+"""How much memory is there, in bytes, and what a failed allocation looks like. Knows nothing about networks."""
 
 import contextlib
 import ctypes
@@ -12,25 +7,7 @@ import sys
 
 import torch
 
-from .config import StudentConfig
-
-# Tensors of the widest size that are alive at once: the input, the convolution's result and its workspace.
-_ALIVE = 3
-# Share of the free memory that a step may plan with; the rest is for weights' workspace and other programs.
-_SHARE = 0.6
-# Beyond this many frames a step gains no speed and the first picture comes later. A CPU gains nothing from the start.
-MAX_CHUNK, _MAX_CHUNK_CPU = 8, 4
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # glibc's malloc.h
-
-
-def bytes_per_frame(config: StudentConfig, height: int, width: int, dtype: torch.dtype) -> int:
-    """Return the estimated peak of one LR frame of height x width in a step."""
-    widths = tuple(reversed(config.decoder_channels))
-    # Level i works at 2**i times half the LR size; an upsampling shows its own width at the next level's size.
-    levels = [w * 4**i for i, w in enumerate(widths)] + [w * 4 ** (i + 1) for i, w in enumerate(widths[:-1])]
-    unet = 8 * config.channels[0] if config.heads[0] else 3 * config.channels[0]
-    widest = max(*levels, unet) * (height // 2) * (width // 2)
-    return _ALIVE * widest * dtype.itemsize
 
 
 def available_bytes(device: torch.device) -> int:
@@ -46,28 +23,6 @@ def available_bytes(device: torch.device) -> int:
     except (OSError, StopIteration):
         # macOS tells no better figure without a helper program: count on half of the memory.
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
-def choose_chunk(
-    config: StudentConfig, height: int, width: int, dtype: torch.dtype, available: int, device: torch.device
-) -> int:
-    """Return the frames per step that fit, at least 1."""
-    fitting = int(available * _SHARE) // bytes_per_frame(config, height, width, dtype)
-    most = _MAX_CHUNK_CPU if device.type == "cpu" else MAX_CHUNK
-    return max(1, min(most, fitting))
-
-
-def choose_tile(
-    config: StudentConfig, height: int, width: int, dtype: torch.dtype, available: int, multiple: int
-) -> int:
-    """Return the largest tile edge whose single frame fits, or 0 when the whole frame does."""
-    budget = available * _SHARE
-    if bytes_per_frame(config, height, width, dtype) <= budget:
-        return 0
-    tile = max(height, width) // multiple * multiple
-    while tile > 4 * multiple and bytes_per_frame(config, tile, tile, dtype) > budget:
-        tile -= multiple
-    return tile
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,33 +1,37 @@
-"""What a run will need, before it starts: RAM for a result held whole, and a device's memory for its steps.
+"""What a run will need, before it starts: memory, RAM for a result held whole, and time.
 
 Knows nothing about files or nodes.
 """
 
+import time
+
 import torch
 
 from .config import UpscaleConfig
-from .cost import state_bytes
+from .cost import count_flops
 from .engine import RunPlan, plan_run
 from .errors import InputError
-from .memory import MAX_CHUNK, available_bytes, bytes_per_frame
+from .memory import available_bytes
+from .streaming import StreamState
 from .student import Student
 
 _GIB = 2**30
+_TRIAL_EDGE, _TRIAL_FRAMES = 64, 4
 
 
-def step_bytes(height: int, width: int, student: Student, config: UpscaleConfig) -> int:
-    """Return the estimated memory of a run on the student's device, beside the weights.
+def step_bytes(
+    height: int, width: int, student: Student, config: UpscaleConfig, device: torch.device, available: int
+) -> int:
+    """Return the predicted memory of a run on a device, beside the weights.
 
     Args:
         height, width: of the source frames, in pixels.
         student: the network; where it lies now does not matter.
-        config: the run's settings; an automatic chunk counts as the largest.
+        config: the run's settings.
+        device: where it will compute.
+        available: bytes that the run may have there beside the weights, once other models have made room.
     """
-    plan = plan_run(height, width, student, config)
-    frame = bytes_per_frame(student.config, *plan.grid.tile_size, student.dtype)
-    state = state_bytes(student.config, *plan.grid.tile_size, student.dtype) if config.temporal_strength else 0
-    in_turn = student.config.recurrent and config.temporal_strength
-    return frame * (1 if in_turn else config.chunk or MAX_CHUNK) + state * len(plan.grid.tiles)
+    return plan_run(height, width, student, config, device, available).memory.step
 
 
 def require_ram(num_frames: int, height: int, width: int, channels: int, itemsize: int, advice: str) -> None:
@@ -46,8 +50,68 @@ def require_ram(num_frames: int, height: int, width: int, channels: int, itemsiz
 
 
 def describe_plan(plan: RunPlan, student: Student) -> str:
-    """Return one line on how a run goes: sizes, steps, tiles, dtype, device."""
+    """Return one line on how a run goes: sizes, steps, tiles, dtype, device, memory."""
     sizes = " -> ".join(f"{width}x{height}" for height, width in dict.fromkeys((plan.source, plan.work, plan.target)))
-    tiles = "" if len(plan.grid.tiles) == 1 else f", {len(plan.grid.tiles)} tiles"
-    dtype = str(student.dtype).removeprefix("torch.")
-    return f"{sizes}, {plan.chunk} frames per step{tiles}, {dtype} on {student.device}"
+    memory, footing = plan.memory, plan.memory.footing
+    parts = [f"{sizes}, {footing.chunk} frames per step"]
+    if footing.recompute_skips:
+        parts.append("half of the temporal state computed twice")
+    if footing.offload:
+        parts.append("temporal state in RAM")
+    if footing.how.band:
+        parts.append(f"decoded in bands of {footing.how.band} rows")
+    if 0 < footing.how.attention_window < max(plan.padded):
+        parts.append(f"attention in windows of {footing.how.attention_window}")
+    if len(memory.grid.tiles) > 1:
+        parts.append(f"{len(memory.grid.tiles)} tiles")
+    parts.append(f"{str(student.dtype).removeprefix('torch.')} on {footing.device}")
+    return ", ".join(parts)
+
+
+def describe_needs(plan: RunPlan, student: Student, num_frames: int | None, seconds: float) -> dict[str, str]:
+    """Return what a plan predicts, as names and values for people.
+
+    Args:
+        plan, student: the run.
+        num_frames: of the clip, None = unknown.
+        seconds: a frame, from `trial_seconds`.
+    """
+    memory = plan.memory
+    on_cpu = memory.footing.device.type == "cpu"
+    rests = memory.state if memory.footing.offload else 0
+    total = memory.weights + memory.step
+    rows = {
+        "RAM" if on_cpu else f"memory of {memory.footing.device}": f"{_gib(total)}: weights {_gib(memory.weights)}, "
+        f"steps {_gib(memory.step)} of the {_gib(memory.budget)} that they may take",
+        "temporal state": f"{_gib(memory.state)} in all" + (", in RAM" if rests else ""),
+        "speed": f"about {1 / seconds:.2f} frames a second (scaled from a trial of {_TRIAL_EDGE}x{_TRIAL_EDGE})",
+    }
+    if num_frames:
+        whole = round(num_frames * seconds)
+        rows["time"] = f"about {whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02} for {num_frames} frames"
+    if not memory.fits:
+        rows["warning"] = "even the smallest steps may not fit; the run goes on to the CPU when the device is full"
+    return rows
+
+
+@torch.no_grad()
+def trial_seconds(plan: RunPlan, student: Student, temporal_strength: float) -> float:
+    """Run a few small frames and return the seconds that one frame of the plan will take; 20 % off is usual.
+
+    Time is taken to grow as FLOPs do, which flatters a device that small frames do not fill. Reading and writing of
+    video is not in it.
+    """
+    frames = torch.zeros((1, _TRIAL_FRAMES, 3, _TRIAL_EDGE, _TRIAL_EDGE), device=student.device)
+    state, best = StreamState(), float("inf")
+    for _ in range(3 + student.lookahead // _TRIAL_FRAMES):
+        started = time.perf_counter()
+        student(frames, state, False, temporal_strength).sum().item()  # reading a value waits for the device
+        best = min(best, time.perf_counter() - started) if state.frames_out >= _TRIAL_FRAMES else best
+    small = count_flops(student.config, _TRIAL_EDGE, _TRIAL_EDGE, temporal_strength)
+    tiles = plan.memory.grid
+    large = count_flops(student.config, *tiles.tile_size, temporal_strength, plan.memory.footing.how)
+    return best / _TRIAL_FRAMES * large * len(tiles.tiles) / small
+
+
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / _GIB:.2f} GiB"

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .config import WHOLE_FRAMES, StepConfig
 from .errors import NonFiniteError, StreamError
 
 
@@ -54,11 +55,13 @@ class StreamState:
     Attributes:
         recompute_skips: keep the network's input instead of the finest level's skips and compute these
             again when they are needed: less memory, a second run of the first block.
+        offload: keep everything in the CPU's memory between uses: no device memory, a copy to and fro each push.
         frames_in, frames_out: frames pushed and frames emitted so far.
         closed: the clip's end was pushed.
     """
 
     recompute_skips: bool = False
+    offload: bool = False
     slots: dict[str, Slot] = field(default_factory=dict)
     binding: Binding | None = None
     frames_in: int = 0
@@ -69,6 +72,10 @@ class StreamState:
     def copy(self) -> "StreamState":
         """Return an independent state that shares the (immutable) tensors."""
         return dataclasses.replace(self, slots=dict(self.slots))
+
+    def offloaded(self) -> "StreamState":
+        """Return this state resting in the CPU's memory, for a student on another device."""
+        return dataclasses.replace(self.to("cpu"), offload=True)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> "StreamState":
         """Return this state on another device, or for a student of another floating dtype."""
@@ -106,12 +113,24 @@ class Push:
         num_frames: frames given.
         last: whether the clip ends with them.
         check_finite: whether `commit` refuses new state that holds NaN or infinity.
+        how: how spatial layers compute; may differ from push to push.
+
+    Attributes:
+        ends: whether temporal blocks meet the clip's end now; `last`, unless they are drained one after the other.
 
     Raises:
         StreamError: the stream is closed, is bound to something else, or 0 frames come before the end.
     """
 
-    def __init__(self, state: StreamState, binding: Binding, num_frames: int, last: bool, check_finite: bool):
+    def __init__(
+        self,
+        state: StreamState,
+        binding: Binding,
+        num_frames: int,
+        last: bool,
+        check_finite: bool,
+        how: StepConfig = WHOLE_FRAMES,
+    ):
         if state.closed:
             raise StreamError("this stream has ended (a push said last=True); start a new StreamState()")
         if num_frames == 0 and not last:
@@ -120,10 +139,14 @@ class Push:
             raise StreamError(f"the stream began as {state.binding} and now got {binding}; start a new StreamState()")
         self.state = state
         self.binding = binding
-        self.last = last
+        self.last = self.ends = last
+        self.how = how
+        largest = max(1, num_frames, state.largest_push)
+        self.frame_batch = min(how.frame_batch, largest) or largest
         self.strength = binding.strength
         self.recompute_skips = state.recompute_skips
         self.num_frames = num_frames
+        self._device = "cpu" if state.offload else None  # where new state rests; None = where it was made
         self._slots = dict(state.slots)
         self._sums: list[Tensor] | None = [] if check_finite else None
 
@@ -147,19 +170,23 @@ class Push:
         self.watch(frames)
         slot = self._slots.get(name)
         begins, pad = slot is None, radius if slot is None else slot.pad
-        edge = frames.new_zeros((frames.shape[0], radius, *frames.shape[2:])) if begins or self.last else None
+        edge = frames.new_zeros((frames.shape[0], radius, *frames.shape[2:])) if begins or self.ends else None
         kept = (edge,) if begins else _onto(slot.pieces, frames)
-        window = cat_frames((*kept, frames, *((edge,) if self.last else ())))
+        window = cat_frames((*kept, frames, *((edge,) if self.ends else ())))
         num_outputs = max(0, window.shape[1] - 2 * radius)
-        rest = () if self.last else (_compact(window[:, num_outputs:]),)
+        rest = () if self.ends else (self._resting(window[:, num_outputs:]),)
         self._slots[name] = Slot(rest, max(0, pad - num_outputs))
         return window, pad
+
+    def no_frames(self, name: str, like: Tensor) -> Tensor:
+        """Return no frames [B,0,C,H,W] of the kind that a window's slot keeps, on the device of `like`."""
+        return self._slots[name].pieces[0][:, :0].to(like.device)
 
     def store(self, name: str, frames: Tensor) -> None:
         """Append frames [B,T,C,H,W] to a queue."""
         if frames.shape[1]:
             self.watch(frames)
-            self._slots[name] = Slot((*self._slots.get(name, Slot()).pieces, frames))
+            self._slots[name] = Slot((*self._slots.get(name, Slot()).pieces, frames.to(device=self._device)))
 
     def take(self, name: str, num_frames: int, like: Tensor) -> Tensor:
         """Remove the first `num_frames` (1 or more) of a queue, onto the device of `like`."""
@@ -177,12 +204,15 @@ class Push:
     def keep(self, name: str, frames: Tensor) -> None:
         """Put frames [B,T,C,H,W] into a slot, in place of what it held."""
         self.watch(frames)
-        self._slots[name] = Slot((frames,))
+        self._slots[name] = Slot((frames.to(device=self._device),))
 
     def recall(self, name: str, like: Tensor) -> Tensor | None:
         """Return the frames that `keep` put into a slot, onto the device of `like`, or None when it never did."""
         pieces = _onto(self._slots.get(name, Slot()).pieces, like)
         return pieces[0] if pieces else None
+
+    def _resting(self, frames: Tensor) -> Tensor:
+        return _compact(frames.to(device=self._device))
 
     def commit(self, output: Tensor) -> None:
         """Make the new state the stream's state.
@@ -264,11 +294,22 @@ class TemporalBlock(nn.Module):
         """
         if push.strength == 0:
             return x
+        return self._advance(x, push)
+
+    def drain(self, push: Push) -> Tensor:
+        """Meet the clip's end, of which the blocks behind shall not know yet; returns the frames that waited."""
+        push.ends = True
+        try:
+            return self._advance(push.no_frames(f"{self.name}.x", like=self.conv1.weight), push)
+        finally:
+            push.ends = False
+
+    def _advance(self, x: Tensor, push: Push) -> Tensor:
         x_window, pad = push.window(f"{self.name}.x", x, self.conv1.radius)
         hidden = F.relu(self.conv1(x_window))
         h_window, _ = push.window(f"{self.name}.h", hidden, self.conv2.radius)
         branch = self.conv2(h_window)
-        if branch.shape[1] == 0 and not push.last:
+        if branch.shape[1] == 0 and not push.ends:
             raise Stalled
         # The x window reaches back to the next frame to be emitted, so the residual needs no queue of its own.
         return torch.add(x_window[:, pad : pad + branch.shape[1]], branch, alpha=push.strength)

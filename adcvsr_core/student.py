@@ -5,12 +5,14 @@ colour or sizes that do not fit; the engine does. Sources: AdcVSR (arXiv 2603.00
 of InstaVSR's abstract (arXiv 2603.26134).
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .config import StudentConfig
+from .config import WHOLE_FRAMES, StepConfig, StudentConfig
 from .decoder import Decoder
 from .errors import ConfigError, InputError
 from .layers import ResBlock
@@ -85,7 +87,12 @@ class Student(nn.Module):
         return self.unet.conv_in.weight.device
 
     def forward(
-        self, lr: Tensor, stream: StreamState | None = None, last: bool = True, temporal_strength: float = 1.0
+        self,
+        lr: Tensor,
+        stream: StreamState | None = None,
+        last: bool = True,
+        temporal_strength: float = 1.0,
+        how: StepConfig = WHOLE_FRAMES,
     ) -> Tensor:
         """Push frames and return those that are final.
 
@@ -96,10 +103,11 @@ class Student(nn.Module):
             last: whether the clip ends with these frames.
             temporal_strength: factor on the temporal branch in [0, 1], fixed per stream: on the temporal blocks, or on
                 what is carried from the frame before. 0 bypasses it: every frame alone, no look-ahead.
+            how: how this step is computed; may differ from push to push of a stream.
 
         Returns:
             [B,T',3,4H,4W] in about [-1, 1], not clamped. Over a stream the T' add up to the T. A frame comes out
-            as soon as `lookahead` frames follow it, or the clip ends.
+            as soon as `lookahead` frames follow it, or the clip ends. On the CPU when the stream is offloaded.
 
         Raises:
             InputError: a shape that does not fit, or no stream with last=False.
@@ -111,59 +119,78 @@ class Student(nn.Module):
         stream = StreamState() if stream is None else stream
         batch, num_frames, _, height, width = lr.shape
         binding = Binding(batch, height, width, self.dtype, temporal_strength)
-        push = Push(stream, binding, num_frames, last, check_finite=not self.training)
+        push = Push(stream, binding, num_frames, last, check_finite=not self.training, how=how)
         if stream.recompute_skips and self.config.temporal in ("resnets", "layers"):
             raise ConfigError(
                 f'temporal placement "{self.config.temporal}" puts time inside the finest level, so its skips '
                 "cannot be recomputed from the input; use StreamState(recompute_skips=False)"
             )
-        # A CPU decodes frame by frame: its caches gain more than batching does.
-        decode_batch = 1 if lr.device.type == "cpu" else max(1, num_frames, stream.largest_push)
-        sr = self._run(lr, push, decode_batch)
+        sr = self._run(lr, push)
         push.commit(sr)
         return sr
 
-    def _run(self, lr: Tensor, push: Push, decode_batch: int) -> Tensor:
-        if lr.shape[1] == 0 and push.state.frames_in == push.state.frames_out:
-            return self._empty(lr, 0)
+    def _run(self, lr: Tensor, push: Push) -> Tensor:
         if self.config.recurrent and push.strength > 0:
             return self._run_in_turn(lr, push)
-        return self._run_together(lr, _unshuffle(lr.to(self.dtype), 2), push, decode_batch)
+        state = push.state
+        waiting = state.frames_in + lr.shape[1] - state.frames_out
+        sr = self._empty(lr, waiting if push.last else max(0, waiting - (self.lookahead if push.strength else 0)), push)
+        done = 0
+        for features, base in self._features(lr, push) if sr.shape[1] or lr.shape[1] else ():
+            done = self._decode_into(sr, done, features, base, push)
+        return sr
+
+    def _features(self, lr: Tensor, push: Push) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Run the UNet over a push, yielding what is final now and the LR frames that belong to it.
+
+        The end of a clip sets free all frames that wait, `lookahead` of them: at once, or with `frame_batch` block
+        after block, so that only the frames of one block are under way.
+        """
+        # Only temporal blocks that lie between the UNet's blocks can be drained one by one.
+        drains = push.last and push.how.frame_batch and push.strength and self.config.temporal == "blocks"
+        push.ends = push.last and not drains
+        for drain in (*((None,) if lr.shape[1] or not drains else ()), *(range(9) if drains else ())):
+            try:
+                features = self._advance(lr, push) if drain is None else self.unet(lr, push, drain)
+            except Stalled:
+                continue
+            base = push.take("lr", features.shape[1], like=lr) if self.config.residual == "bicubic" else None
+            yield features, base
+
+    def _advance(self, lr: Tensor, push: Push) -> Tensor:
+        if self.config.residual == "bicubic":
+            push.store("lr", lr)
+        return self.unet(_unshuffle(lr.to(self.dtype), 2), push)
 
     def _run_in_turn(self, lr: Tensor, push: Push) -> Tensor:
         """Run frame after frame, showing each the output for the one before it."""
-        sr = self._empty(lr, lr.shape[1])
-        for index, frame in enumerate(lr.split(1, dim=1)):
+        sr = self._empty(lr, lr.shape[1], push)
+        for index in range(lr.shape[1]):
+            frame = lr[:, index : index + 1]
             x, before = _unshuffle(frame.to(self.dtype), 2), push.recall(_BEFORE, like=lr)
             if before is not None:
                 x = cat_channels(x, push.strength * _unshuffle(before, 8))
-            current = self._run_together(frame, x, push, decode_batch=1)
-            push.keep(_BEFORE, current.to(self.dtype))
-            sr[:, index] = current[:, 0]
+            self._decode_into(sr, index, self.unet(x, push), frame if self.config.residual == "bicubic" else None, push)
+            push.keep(_BEFORE, sr[:, index : index + 1].to(self.dtype, copy=True))
         return sr
 
-    def _run_together(self, lr: Tensor, x: Tensor, push: Push, decode_batch: int) -> Tensor:
-        """Run frames, given as LR and as the UNet's input, as one batch."""
-        if self.config.residual == "bicubic":
-            push.store("lr", lr)
-        try:
-            features = self.unet(x, push)
-        except Stalled:
-            return self._empty(lr, 0)
-        base = push.take("lr", features.shape[1], like=lr) if self.config.residual == "bicubic" else None
-        sr = self._empty(lr, features.shape[1])
-        # The end of a clip releases up to `lookahead` more frames than a step: decode them in steps.
-        for start in range(0, features.shape[1], decode_batch):
-            part = slice(start, start + decode_batch)
-            sr[:, part] = self._decode(features[:, part], None if base is None else base[:, part])
-        return sr
+    def _decode_into(self, sr: Tensor, first: int, features: Tensor, base: Tensor | None, push: Push) -> int:
+        """Decode features into the frames of `sr` from `first` on; returns the index behind them."""
+        # A CPU decodes frame by frame: its caches gain more than batching does.
+        batch = 1 if features.device.type == "cpu" else push.frame_batch
+        for start in range(0, features.shape[1], batch):
+            part = slice(start, start + batch)
+            frames = self._decode(features[:, part], None if base is None else base[:, part], push.how)
+            sr[:, first + start : first + start + frames.shape[1]] = frames
+        return first + features.shape[1]
 
-    def _empty(self, lr: Tensor, num_frames: int) -> Tensor:
-        return lr.new_empty((lr.shape[0], num_frames, 3, self.scale * lr.shape[3], self.scale * lr.shape[4]))
+    def _empty(self, lr: Tensor, num_frames: int, push: Push) -> Tensor:
+        shape = (lr.shape[0], num_frames, 3, self.scale * lr.shape[3], self.scale * lr.shape[4])
+        return lr.new_empty(shape, device="cpu" if push.state.offload else None)
 
-    def _decode(self, features: Tensor, base: Tensor | None) -> Tensor:
+    def _decode(self, features: Tensor, base: Tensor | None, how: StepConfig) -> Tensor:
         batch = features.shape[:2]
-        sr = self.decoder(features.flatten(0, 1)) * self.config.output_scale
+        sr = self.decoder(features.flatten(0, 1), how) * self.config.output_scale
         if base is not None:
             sr = sr + F.interpolate(base.flatten(0, 1), scale_factor=self.scale, mode="bicubic", align_corners=False)
         return sr.unflatten(0, batch)

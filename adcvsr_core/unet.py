@@ -25,8 +25,9 @@ def make_temporal(config: StudentConfig, channels: int, name: str, places: tuple
 class Layer(nn.Module):
     """A residual block, then a transformer where the level has heads, each with its temporal block if placed."""
 
-    def __init__(self, config: StudentConfig, channels_in: int, channels: int, heads: int, name: str):
+    def __init__(self, config: StudentConfig, channels_in: int, channels: int, heads: int, name: str, level: int):
         super().__init__()
+        self.shrink = 2 << level  # LR pixels of one pixel here
         self.resnet = ResBlock(channels_in, channels, config.norm, config.norm_groups, 1e-5)
         self.resnet_temporal = make_temporal(config, channels, f"{name}.resnet", ("resnets", "layers"))
         self.transformer = Transformer(channels, heads, config.norm, config.norm_groups) if heads else None
@@ -34,12 +35,13 @@ class Layer(nn.Module):
             make_temporal(config, channels, f"{name}.transformer", ("layers",)) if heads else None
         )
 
-    def forward(self, x: Tensor, push: Push) -> Tensor:
-        x = per_frame(self.resnet, x)
+    def forward(self, x: Tensor, push: Push, skip: Tensor | None = None) -> Tensor:
+        batch, inputs = push.frame_batch, (x,) if skip is None else (x, skip)
+        x = per_frame(self.resnet, *inputs, batch=batch)
         if self.resnet_temporal is not None:
             x = self.resnet_temporal(x, push)
         if self.transformer is not None:
-            x = per_frame(self.transformer, x)
+            x = per_frame(self.transformer, x, batch=batch, window=push.how.attention_window // self.shrink)
         if self.transformer_temporal is not None:
             x = self.transformer_temporal(x, push)
         return x
@@ -48,10 +50,13 @@ class Layer(nn.Module):
 class Block(nn.Module):
     """One level: its layers, a resampling, a temporal block. The UNet wires the skips."""
 
-    def __init__(self, config: StudentConfig, name: str, widths_in: list[int], width: int, heads: list[int]):
+    def __init__(
+        self, config: StudentConfig, name: str, level: int, widths_in: list[int], width: int, heads: list[int]
+    ):
         super().__init__()
         self.layers = nn.ModuleList(
-            Layer(config, w, width, h, f"{name}.{i}") for i, (w, h) in enumerate(zip(widths_in, heads, strict=True))
+            Layer(config, w, width, h, f"{name}.{i}", level)
+            for i, (w, h) in enumerate(zip(widths_in, heads, strict=True))
         )
         self.resample: nn.Module | None = None
         self.temporal = make_temporal(config, width, name, ("blocks",))
@@ -83,34 +88,36 @@ class UNet(nn.Module):
         skips = [("skip.0.0", channels[0])]  # name and width, in the order in which they are made
         for level, width in enumerate(channels):
             widths_in = [skips[-1][1]] + [width] * (layers - 1)
-            block = Block(config, f"down.{level}", widths_in, width, [config.heads[level]] * layers)
+            block = Block(config, f"down.{level}", level, widths_in, width, [config.heads[level]] * layers)
             if level < 3:
                 block.resample = Downsample(width)
             self.down.append(block)
             num_points = layers + (level == 0) + (level < 3)
             skips += [(f"skip.{level}.{point}", width) for point in range(level == 0, num_points)]
-        self._skip_names = [name for name, _ in skips]
         width = channels[-1]
-        self.mid = Block(config, "mid", [width, width], width, [config.mid_heads, 0])
+        self.mid = Block(config, "mid", 3, [width, width], width, [config.mid_heads, 0])
         self.up = nn.ModuleList()
+        self._skip_names = []  # of each up block's layers
         for level in reversed(range(4)):
-            widths_in = []
-            for _ in range(layers + 1):
-                widths_in.append(width + skips.pop()[1])
-                width = channels[level]
-            block = Block(config, f"up.{level}", widths_in, width, [config.heads[level]] * (layers + 1))
+            taken = [skips.pop() for _ in range(layers + 1)]
+            widths_in = [width + taken[0][1], *(channels[level] + skip_width for _, skip_width in taken[1:])]
+            width = channels[level]
+            self._skip_names.append([name for name, _ in taken])
+            block = Block(config, f"up.{level}", level, widths_in, width, [config.heads[level]] * (layers + 1))
             if level > 0:
                 block.resample = Upsample(width)
             self.up.append(block)
         self.norm_out = make_norm(config.norm, config.norm_groups, channels[0], 1e-5)
         self.conv_out = nn.Conv2d(channels[0], config.decoder_channels[-1], 3, padding=1)
 
-    def forward(self, x: Tensor, push: Push) -> Tensor:
-        """Run one push, or one frame of it.
+    def forward(self, x: Tensor, push: Push, drain: int | None = None) -> Tensor:
+        """Run one push, or one frame of it, or let one temporal block out.
 
         Args:
             x: [B,T,12,h,w], T may be 0 in the push that ends the clip; [B,T,12+192,h,w] with the frame before each.
             push: the step of the stream that these frames belong to.
+            drain: 0 to 8, the block after whose spatial layers to begin: its temporal block meets the clip's end and
+                gives the frames that it still holds. `x` is not looked at. Only with `temporal` "blocks".
 
         Returns:
             features [B,T',C,h,w] of the frames that are final now, T' >= 1.
@@ -119,26 +126,32 @@ class UNet(nn.Module):
             Stalled: no frame is final yet.
         """
         h = x
-        for level, block in enumerate(self.down):
-            stored = level > 0 or not push.recompute_skips
+        for index, block in enumerate((*self.down, self.mid, *self.up)):
+            if index == drain:
+                h = block.temporal.drain(push)
+            elif drain is None or index > drain:
+                h = self._spatial(index, h, push)
+                h = h if block.temporal is None else block.temporal(h, push)
+        return per_frame(self._leave, h, batch=push.frame_batch)
+
+    def _spatial(self, index: int, h: Tensor, push: Push) -> Tensor:
+        """Run a block's layers and its resampling."""
+        if index < 4:
+            stored = index > 0 or not push.recompute_skips
             if not stored:
-                push.store("skip.input", x)
-            h = _temporal(block, self._down(level, h, push, stored), push)
-        for layer in self.mid.layers:
-            h = layer(h, push)
-        h = _temporal(self.mid, h, push)
-        names = list(self._skip_names)
-        for block in self.up:
-            if push.recompute_skips and block is self.up[2]:
-                # The finest level's skips are first needed here, one level before the last.
-                self._down(0, push.take("skip.input", h.shape[1], like=h), push, store=True)
-            for layer in block.layers:
-                skip = push.take(names.pop(), h.shape[1], like=h)
-                h = layer(cat_channels(h, skip), push)
-            if block.resample is not None:
-                h = per_frame(block.resample, h)
-            h = _temporal(block, h, push)
-        return per_frame(self.conv_out, F.silu(per_frame(self.norm_out, h)))
+                push.store("skip.input", h)
+            return self._down(index, h, push, stored)
+        if index == 4:
+            for layer in self.mid.layers:
+                h = layer(h, push)
+            return h
+        block = self.up[index - 5]
+        if push.recompute_skips and block is self.up[2]:
+            # The finest level's skips are first needed here, one level before the last.
+            self._down(0, push.take("skip.input", h.shape[1], like=h), push, store=True)
+        for layer, name in zip(block.layers, self._skip_names[index - 5], strict=True):
+            h = layer(h, push, push.take(name, h.shape[1], like=h))
+        return h if block.resample is None else per_frame(block.resample, h, batch=push.frame_batch)
 
     def _enter(self, x: Tensor) -> Tensor:
         if self.temporal_in is None:
@@ -146,23 +159,22 @@ class UNet(nn.Module):
         h = self.conv_in(x[:, :12])
         return h + self.temporal_in(x[:, 12:]) if x.shape[1] > 12 else h
 
+    def _leave(self, h: Tensor) -> Tensor:
+        return self.conv_out(F.silu(self.norm_out(h)))
+
     def _down(self, level: int, h: Tensor, push: Push, store: bool) -> Tensor:
         """Run a level up to its temporal block, storing the skip that leaves after each step."""
         block = self.down[level]
         steps = [lambda x, layer=layer: layer(x, push) for layer in block.layers]
         if level == 0:
-            steps.insert(0, lambda x: per_frame(self._enter, x))
+            steps.insert(0, lambda x: per_frame(self._enter, x, batch=push.frame_batch))
         if block.resample is not None:
-            steps.append(lambda x: per_frame(block.resample, x))
+            steps.append(lambda x: per_frame(block.resample, x, batch=push.frame_batch))
         for index, step in enumerate(steps):
             h = step(h)
             if store:  # at once: a temporal block of a later step may stall
                 push.store(f"skip.{level}.{index}", h)
         return h
-
-
-def _temporal(block: Block, h: Tensor, push: Push) -> Tensor:
-    return h if block.temporal is None else block.temporal(h, push)
 
 
 def cat_channels(a: Tensor, b: Tensor) -> Tensor:

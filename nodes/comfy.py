@@ -26,7 +26,10 @@ _PREVIEW_EDGE = 512
 def upscaled(model: LoadedModel, frames: Iterable[Tensor], size: tuple[int, int], config: UpscaleConfig):
     """Yield what the engine makes of frames of a size (height, width), with progress, preview and cancel."""
     student, device = model.student, model.patcher.load_device
-    mm.load_models_gpu([model.patcher], memory_required=step_bytes(*size, student, config), force_full_load=True)
+    # Other models make room, so the plan may count on all that the weights leave of the device.
+    room = mm.get_total_memory(device) - mm.minimum_inference_memory() - model.patcher.model_size()
+    needed = step_bytes(*size, student, config, device, room)
+    mm.load_models_gpu([model.patcher], memory_required=needed, force_full_load=True)
     if any(weight.device.type != device.type for weight in student.parameters()):
         raise OutOfMemory(f"the model does not fit on {device}; close other programs, or use dtype bf16")
     log.info("AdcVSR: model %s, %s", model.name, describe_plan(plan_run(*size, student, config), student))

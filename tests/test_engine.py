@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import warnings
 
 import hypothesis.strategies as st
 import pytest
@@ -13,8 +12,7 @@ from hypothesis import given, settings
 from adcvsr_core import engine
 from adcvsr_core.config import UpscaleConfig
 from adcvsr_core.engine import plan_run, upscale
-from adcvsr_core.errors import Cancelled, ConfigError, InputError, OutOfMemory
-from adcvsr_core.memory import bytes_per_frame
+from adcvsr_core.errors import Cancelled, ConfigError, InputError
 from adcvsr_core.student import Student
 
 WHOLE = UpscaleConfig(cuts=0.0)
@@ -173,70 +171,11 @@ def test_cancel_stops_at_the_next_step(student):
     assert len(out) == 2
 
 
-def _fail_when(monkeypatch, student, condition, error):
-    original = type(student).forward
-
-    def forward(self, lr, *args, **kwargs):
-        if condition(self, lr):
-            raise error
-        return original(self, lr, *args, **kwargs)
-
-    monkeypatch.setattr(type(student), "forward", forward)
-
-
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), MemoryError()], ids=["cuda", "cpu"])
-def test_out_of_memory_goes_on_at_the_same_frame_with_smaller_steps(monkeypatch, student, error):
-    clip = torch.rand(23, 16, 16, 3)
-    expected = run(clip, student)
-    _fail_when(monkeypatch, student, lambda _, lr: lr.shape[1] > 2, error)
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        result = run(clip, student, UpscaleConfig(cuts=0.0, chunk=8))
-    assert [str(each.message) for each in told] == [
-        "out of memory with 8 frames per step: going on with 4",
-        "out of memory with 4 frames per step: going on with 2",
-    ]
-    assert (result - expected).abs().max() < 1e-4
-
-
-def test_out_of_memory_in_a_later_tile_leaves_all_tiles_in_step(monkeypatch, student):
-    clip = torch.rand(9, 40, 16, 3)
-    config = UpscaleConfig(cuts=0.0, tile=32, chunk=4)
-    expected = run(clip, student, config)
-    calls = []
-    _fail_when(
-        monkeypatch,
-        student,
-        lambda _, lr: calls.append(lr.shape[1]) or (len(calls) == 4 and lr.shape[1] > 2),
-        MemoryError(),
-    )
-    with pytest.warns(UserWarning, match="out of memory"):
-        assert (run(clip, student, config) - expected).abs().max() < 1e-4
-
-
-def test_out_of_memory_at_the_end_of_a_shot_decodes_its_last_frames_one_by_one(monkeypatch, student):
-    clip = torch.rand(23, 16, 16, 3)
-    expected, original = run(clip, student), type(student).forward
-
-    def forward(self, lr, state, *args, **kwargs):
-        if lr.shape[1] == 0 and state.largest_push > 1:
-            raise MemoryError
-        return original(self, lr, state, *args, **kwargs)
-
-    monkeypatch.setattr(type(student), "forward", forward)
-    with pytest.warns(UserWarning, match="out of memory at the end"):
-        assert (run(clip, student, UpscaleConfig(cuts=0.0, chunk=8)) - expected).abs().max() < 1e-4
-
-
-def test_out_of_memory_with_one_frame_says_what_to_do(monkeypatch, student):
-    _fail_when(monkeypatch, student, lambda *_: True, MemoryError())
-    with pytest.raises(OutOfMemory, match="16x16.*choose a tile"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        run(torch.rand(4, 16, 16, 3), student)
-
-
 def test_other_errors_are_not_taken_for_memory(monkeypatch, student):
-    _fail_when(monkeypatch, student, lambda *_: True, RuntimeError("a bug"))
+    def broken(*_args, **_named):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(type(student), "forward", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         run(torch.rand(4, 16, 16, 3), student)
 
@@ -295,16 +234,6 @@ def test_a_non_finite_input_frame_is_named(student):
 def test_settings_that_do_not_fit_are_refused_before_the_first_frame(student, settings_, message):
     with pytest.raises(ConfigError, match=message):
         upscale(iter(()), student, UpscaleConfig(**settings_))
-
-
-def test_a_small_memory_gives_small_steps_and_then_tiles(monkeypatch, student):
-    frame = bytes_per_frame(student.config, 64, 64, torch.float32)
-    monkeypatch.setattr(engine, "available_bytes", lambda _: 5 * frame)
-    assert plan_run(64, 64, student, UpscaleConfig()).chunk == 3
-    monkeypatch.setattr(engine, "available_bytes", lambda _: frame)
-    assert len(plan_run(96, 96, student, UpscaleConfig()).grid.tiles) > 1
-    with pytest.warns(UserWarning, match="does not fit the memory in one piece: tiles of"):
-        run(torch.rand(1, 96, 96, 3), student)
 
 
 def test_the_default_colour_match_is_the_students_own(tiny_config):

@@ -4,12 +4,11 @@ import av
 import pytest
 import torch
 
-from adcvsr_core import Student, UpscaleConfig
 from adcvsr_core.compare import fit
 from adcvsr_core.errors import ConfigError, InputError
 from adcvsr_core.finish import FinishConfig, carry_alpha, finish
 from adcvsr_core.frames import require_clip
-from adcvsr_core.needs import require_ram, step_bytes
+from adcvsr_core.needs import require_ram
 from adcvsr_core.sound import write_sound
 from adcvsr_core.views import VIEWS, num_pictures, show
 
@@ -135,9 +134,3 @@ def test_too_little_ram_names_both_numbers_and_the_way_out():
     require_ram(1, 16, 16, 3, 4, "")
     with pytest.raises(InputError, match=r"need 92697\.1 GiB of RAM and [\d.]+ GiB are free; use the other"):
         require_ram(1_000_000, 2160, 3840, 3, 4, "use the other")
-
-
-def test_step_bytes_grow_with_the_chunk_and_the_picture(student: Student):
-    small, large = (step_bytes(48, 64, student, UpscaleConfig(chunk=chunk)) for chunk in (1, 4))
-    assert 0 < small < large < step_bytes(96, 128, student, UpscaleConfig(chunk=4))
-    assert step_bytes(48, 64, student, UpscaleConfig(chunk=1, temporal_strength=0)) < small

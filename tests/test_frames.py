@@ -5,10 +5,8 @@ import pytest
 import torch
 from hypothesis import given
 
-from adcvsr_core import memory
 from adcvsr_core.color import blur, match_color, resize, scale_detail
 from adcvsr_core.compare import difference, sheet, side_by_side, wipe
-from adcvsr_core.config import PRESETS
 from adcvsr_core.errors import InputError
 from adcvsr_core.shots import find_cuts
 from adcvsr_core.tiling import plan_tiles
@@ -104,17 +102,6 @@ def test_a_flash_and_a_pan_are_no_cuts(sample):
     wide = frames[:1].repeat(12, 1, 1, 1)
     pan = torch.stack([frame.roll(6 * index, dims=1) for index, frame in enumerate(wide)])[:, :, 70:]
     assert find_cuts(pan, None, 0.5) == []
-
-
-def test_frame_estimates_grow_with_the_picture_and_the_type():
-    config = PRESETS["adcvsr"]
-    small = memory.bytes_per_frame(config, 128, 128, torch.bfloat16)
-    assert small == 192 * 2**20  # the modelled peak of the decoder at 128x128 in bf16
-    assert memory.bytes_per_frame(config, 256, 256, torch.float32) == 8 * small
-    assert memory.available_bytes(torch.device("cpu")) > 100 * 2**20
-    assert memory.choose_tile(config, 512, 512, torch.bfloat16, 80 * 2**30, 16) == 0
-    tile = memory.choose_tile(config, 512, 512, torch.bfloat16, 4 * 2**30, 16)
-    assert 64 <= tile < 512 and tile % 16 == 0
 
 
 def test_comparisons_have_the_size_of_b():

@@ -20,9 +20,11 @@ CORE = {
     "errors": "",
     "config": "errors",
     "streaming": "errors config",
-    "layers": "errors config streaming",
+    "attention": "errors config",
+    "layers": "errors config streaming attention",
     "unet": "errors config streaming layers",
-    "decoder": "errors config streaming layers",
+    "banding": "errors config layers",
+    "decoder": "errors config streaming layers banding",
     "student": "errors config streaming layers unet decoder",
     "pickles": "errors config",
     "checkpoint": "errors config streaming layers unet decoder student pickles",
@@ -51,8 +53,11 @@ CORE = {
     "video_write": "errors config pixels images remux video_read video_codecs",
     "video": "errors config pixels images remux video_read video_codecs video_write",
     # frames and a Student in, frames out: neither files nor checkpoints
-    "engine": "errors config student streaming tiling color shots memory",
-    # what a run will need
+    "engine": "errors config student streaming tiling color shots memory ladder planner",
+    # what a run will need, counted ahead of it
+    "footprint": "errors config streaming layers decoder student cost",
+    "ladder": "errors config",
+    "planner": "errors config cost tiling memory footprint ladder",
     "needs": "errors config student streaming tiling color shots memory cost engine",
     # faces
     "__init__": "errors config streaming student checkpoint engine",

@@ -15,9 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from adcvsr_core.config import PRESETS
-from adcvsr_core.cost import count_parameters, state_bytes
-from adcvsr_core.memory import bytes_per_frame, choose_tile
+from adcvsr_core.config import PRESETS, UpscaleConfig
+from adcvsr_core.planner import plan_memory
 from adcvsr_core.video import VideoWriter
 from tests.comfy_pack import IDS, ROOT, comfyui, copy_pack
 
@@ -73,21 +72,19 @@ def test_every_node_has_help(name):
         assert (ROOT / "web" / "docs" / link).is_file(), f"{name}.md shows {link}, which is missing"
 
 
-def test_the_advice_by_vram_is_what_the_estimates_give():
-    """Weights, temporal state and one frame fit in nine tenths of the card, and the engine would not cut tiles."""
-    config, dtype, tables = PRESETS["adcvsr"], torch.bfloat16, []
-    weights, state_of_256 = count_parameters(config)[0] * dtype.itemsize, state_bytes(config, 16, 16, dtype)
+def test_the_advice_by_vram_is_what_the_planner_gives():
+    """Whole frames in nine tenths of the card: no tiles, whatever else the planner has to do."""
+    config, tables = PRESETS["adcvsr"], []
     for name in ("AdcVSR_Upscale", "AdcVSR_UpscaleVideo"):
         text = (ROOT / "web" / "docs" / f"{name}.md").read_text("utf-8")
         rows = re.findall(r"^\| (\d+) GB \| up to (\d+) lines(?:, (\d+) in the output)? \|$", text, re.MULTILINE)
         tables.append(rows)
     assert len(tables[0]) == 5 and tables[0] == tables[1]
     for size, lines, output in tables[0]:
-        card = int(size) * 2**30
-        height, width = (-(-side // 16) * 16 for side in (int(lines), round(int(lines) * 16 / 9)))
-        frame, state = bytes_per_frame(config, height, width, dtype), state_of_256 * height * width // 256
-        assert weights + frame + state <= 0.9 * card, (size, (weights + frame + state) / card)
-        assert choose_tile(config, height, width, dtype, card - weights, 16) == 0, size
+        padded = tuple(-(-side // 16) * 16 for side in (int(lines), round(int(lines) * 16 / 9)))
+        settings = UpscaleConfig(memory=0.9 * int(size) * 2**30 / 1e9)
+        plan = plan_memory(config, settings, padded, torch.bfloat16, torch.device("cuda"), 16)
+        assert plan.fits and len(plan.grid.tiles) == 1, (size, plan)
         assert not output or int(output) == 4 * int(lines), size
 
 

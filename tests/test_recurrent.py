@@ -16,8 +16,8 @@ from adcvsr_core.cli import main
 from adcvsr_core.config import StudentConfig
 from adcvsr_core.convert import key_table, with_recurrence, with_temporal
 from adcvsr_core.cost import count_flops, count_parameters, state_bytes
+from adcvsr_core.engine import plan_run
 from adcvsr_core.errors import ConfigError, NonFiniteError
-from adcvsr_core.needs import step_bytes
 from adcvsr_core.streaming import StreamState
 from adcvsr_core.student import Student
 from adcvsr_core.video import VideoWriter, read_video
@@ -241,10 +241,8 @@ def test_counts(config, flat_config, student):
     assert count_flops(config, 32, 48) - count_flops(flat_config, 32, 48) == 2 * weights * 16 * 24
     assert count_flops(config, 32, 48, temporal_strength=0.0) == count_flops(flat_config, 32, 48)
     assert state_bytes(config, 32, 48, torch.float16) == 3 * 128 * 192 * 2
-    one, many = (step_bytes(32, 48, student, UpscaleConfig(chunk=chunk)) for chunk in (1, 8))
+    one, many = (plan_run(32, 48, student, UpscaleConfig(chunk=chunk)).memory.step for chunk in (1, 8))
     assert one == many, "frames of a step run one by one"
-    alone = [step_bytes(32, 48, student, UpscaleConfig(chunk=chunk, temporal_strength=0)) for chunk in (1, 8)]
-    assert alone[1] == 8 * alone[0]
 
 
 def test_gradients_flow_through_time(config):

@@ -113,7 +113,7 @@ def test_heads_are_48_wide_and_scaled_by_their_width():
     q, k, v = (part.reshape(1, 10, 2, 48).transpose(1, 2) for part in attention.qkv(x).chunk(3, dim=-1))
     weights = (q @ k.transpose(-1, -2) / 48**0.5).softmax(dim=-1)
     expected = attention.out((weights @ v).transpose(1, 2).reshape(1, 10, 96))
-    assert torch.allclose(attention(x), expected, atol=1e-6)
+    assert torch.allclose(attention(x, (2, 5)), expected, atol=1e-6)
 
 
 def test_feed_forward_takes_value_first_and_gate_second():
