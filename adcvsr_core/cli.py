@@ -19,6 +19,7 @@ from rich.table import Table
 
 from .checkpoint import CONVERT_HINT, detect_layout, read_config, save_student
 from .compare import sheet, wipe
+from .compiled import compile_layers
 from .config import COLORS, PRESETS, StudentConfig, UpscaleConfig
 from .convert import convert_adcsr, student_from_sd, with_temporal
 from .cost import count_flops, count_parameters, state_bytes
@@ -126,6 +127,9 @@ def _add_upscale(parser: argparse.ArgumentParser) -> None:
         "--dtype", choices=("auto", *DTYPES), default="auto", help="auto: bf16 on GPUs that have it, else fp32"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile the layers first: a minute or more, then faster; for long clips"
+    )
     parser.add_argument("--codec", default="auto", choices=("auto", *CODECS), help="auto: h264, or vp9 for .webm")
     parser.add_argument("--crf", type=int, help="quality of the codec, lower is better")
     parser.add_argument("--start", type=_seconds, default=Fraction(0), help="first moment, in seconds or h:m:s")
@@ -212,6 +216,8 @@ def _load(options: argparse.Namespace, device: torch.device) -> Student:
     student, warning = load_with_lora(
         options.model, *(options.lora or ()), dtype=dtype, device=device, fidelity=options.fidelity
     )
+    if options.compile:
+        warning = " ".join(filter(None, (warning, compile_layers(student))))
     if warning:
         warnings.warn(warning, stacklevel=1)
     return student

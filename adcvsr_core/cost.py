@@ -36,10 +36,20 @@ def state_bytes(
     config: StudentConfig, height: int, width: int, dtype: torch.dtype, *, recompute_skips: bool = False
 ) -> int:
     """Return the bytes a stream holds between steps at an LR size (multiples of 16), weights in `dtype`."""
-    student = _meta_student(config)
-    state = _filled_state(student, height, width, 1.0, recompute_skips)
-    pieces = [piece for slot in state.slots.values() for piece in slot.pieces]
-    return sum(piece.numel() for piece in pieces) * dtype.itemsize
+    return sum(_slot_sizes(config, height, width, recompute_skips).values()) * dtype.itemsize
+
+
+def window_bytes(config: StudentConfig, height: int, width: int, dtype: torch.dtype) -> int:
+    """Return the part of `state_bytes` that every step makes anew: the windows of temporal convolutions."""
+    sizes = _slot_sizes(config, height, width, False)
+    return sum(size for name, size in sizes.items() if name.endswith((".x", ".h"))) * dtype.itemsize
+
+
+@functools.lru_cache(maxsize=16)
+def _slot_sizes(config: StudentConfig, height: int, width: int, recompute_skips: bool) -> dict[str, int]:
+    """Return the numbers that each slot of a stream holds between steps."""
+    state = _filled_state(_meta_student(config), height, width, 1.0, recompute_skips)
+    return {name: sum(piece.numel() for piece in slot.pieces) for name, slot in state.slots.items()}
 
 
 def _meta_student(config: StudentConfig) -> Student:

@@ -182,7 +182,8 @@ class _Shot:
         # What a stream must see again before it can go on with other tiles.
         self.past: deque[Tensor] = deque(maxlen=run.student.lookahead if run.config.temporal_strength else 0)
         self.num_pushed = 0  # of those that wait
-        self.behind = False
+        self.behind = False  # whether new streams have to be shown what was pushed before
+        self.again = 0  # frames that new streams will make once more
         self._begin_streams()
 
     def _begin_streams(self) -> None:
@@ -219,15 +220,17 @@ class _Shot:
                 self._step_down(error)
                 continue
             self.num_pushed += len(part)
+            again, sr = sr[: self.again], sr[self.again :]
+            self.again -= len(again)
             for batch in sr.split(self.run.footing.chunk) if len(sr) else ():
                 yield self._to_frames(batch)
             start += len(part)
-            if ends:
+            if ends and (not last or self.states[0].closed):
                 return
 
     @torch.no_grad()
     def _push_tiles(self, lr: Tensor, last: bool) -> Tensor:
-        """Move every tile's stream on by the same frames, or none of them."""
+        """Move every tile's stream on by the same frames, or a bit on to its end, or none of them."""
         footing = self.run.footing
         student = self.run.student_in(footing.device, self.dtype)
         clip = _pad(lr, self.plan.padded).to(student.device)[None]
@@ -236,7 +239,10 @@ class _Shot:
         canvas = None
         for tile, state in zip(tiles, states, strict=True):
             self.run.check_cancelled()
-            sr = student(tile.of(clip), state, last, self.run.config.temporal_strength, footing.how)[0]
+            if last:
+                sr = student.drain(tile.of(clip), state, footing.how)[0]
+            else:
+                sr = student(tile.of(clip), state, False, self.run.config.temporal_strength, footing.how)[0]
             if len(tiles) == 1:
                 canvas = sr
                 break
@@ -247,11 +253,12 @@ class _Shot:
         return canvas[..., : self.plan.work[0] * scale, : self.plan.work[1] * scale]
 
     def _catch_up(self) -> None:
-        """Show new streams what the old ones had seen, as far back as it matters, and drop what they make of it."""
+        """Show new streams what the old ones had seen, as far back as it matters; drop what was finished already."""
         self._begin_streams()
+        self.again = len(self.past)
         seen = [*self.past, *itertools.islice(self.waiting, self.num_pushed)]
         for part in torch.stack(seen).split(self.run.footing.chunk):
-            self._push_tiles(part, last=False)
+            self.again -= len(self._push_tiles(part, last=False))
         self.behind = False
 
     def _widen(self, error: NonFiniteError) -> None:

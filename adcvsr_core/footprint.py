@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .config import StepConfig, StudentConfig
-from .cost import state_bytes
+from .cost import state_bytes, window_bytes
 from .decoder import Decoder
 from .layers import Downsample, ResBlock, Transformer, Upsample
 from .streaming import StreamState
@@ -46,17 +46,17 @@ class Footprint:
 
     Attributes:
         state: what the stream keeps between steps, wherever that rests.
+        renewed: the part of it that a step makes anew, while the old is kept for the case that the step fails.
         lookahead: frames that the end of a clip releases.
-        drains: whether `frame_batch` lets those out block by block.
-        frame: a finished frame.
+        drains: whether the end lets those out block by block.
         offload: whether the state, and frames that are finished, rest in the CPU's memory.
         one, two: a step of one frame, and the same moments of a step of two.
     """
 
     state: int
+    renewed: int
     lookahead: int
     drains: bool
-    frame: float
     offload: bool
     one: tuple[_Moment, ...]
     two: tuple[_Moment, ...]
@@ -68,16 +68,16 @@ class Footprint:
             chunk: frames per step.
             frame_batch: see StepConfig.
         """
-        drained = bool(frame_batch) and self.drains
-        at_rest = 0 if self.offload else self.state
-        step = at_rest + self._held(chunk, min(frame_batch, chunk) or chunk)
-        if not drained:
-            return round(max(step, at_rest + self._held(self.lookahead, chunk)))
-        # Block after block sets two frames free, and all that it yields is returned together.
-        end = at_rest + self._held(2, 1) + (0 if self.offload else self.lookahead * self.frame)
-        return round(max(step, end))
+        at_once = min(frame_batch, chunk) or chunk
+        # The end sets two frames of a block free at a time; a network that cannot be drained lets all out at once.
+        end = 2 if self.drains else self.lookahead
+        peak = max(self._held(chunk, at_once), self._held(end, at_once))
+        return round(peak + (0 if self.offload else self.state + self.renewed))
 
     def _held(self, num_frames: int, at_once: int) -> float:
+        if len(self.one) != len(self.two):  # a recurrent network takes frame after frame
+            peaks = (max(m.held + m.passing for m in moments) for moments in (self.one, self.two))
+            return _line(*peaks, num_frames)
         pairs = zip(self.one, self.two, strict=True)
         return max(_line(a.held, b.held, num_frames) + _line(a.passing, b.passing, at_once) for a, b in pairs)
 
@@ -86,8 +86,8 @@ class Footprint:
         one, two = (
             tuple(_Moment(m.held * factor, m.passing * factor) for m in moments) for moments in (self.one, self.two)
         )
-        state, frame = round(self.state * factor), self.frame * factor
-        return dataclasses.replace(self, state=state, frame=frame, one=one, two=two)
+        state, renewed = round(self.state * factor), round(self.renewed * factor)
+        return dataclasses.replace(self, state=state, renewed=renewed, one=one, two=two)
 
 
 def footprint(
@@ -126,12 +126,12 @@ def _count(
         student = Student(config).to(dtype).train()  # in training mode nothing looks at values
     lookahead = student.lookahead if temporal else 0
     one, two = (_record(student, num_frames, state.copy(), float(temporal), how) for num_frames in (1, 2))
-    at_rest = state_bytes(config, _REFERENCE, _REFERENCE, dtype, recompute_skips=recompute_skips) if lookahead else 0
+    reference = (config, _REFERENCE, _REFERENCE, dtype)
     return Footprint(
-        state=at_rest,
+        state=state_bytes(*reference, recompute_skips=recompute_skips) if temporal else 0,
+        renewed=window_bytes(*reference) if temporal else 0,
         lookahead=lookahead,
         drains=config.temporal == "blocks",
-        frame=Student.scale**2 * _REFERENCE**2 * 3 * 4.0,  # float32
         offload=offload,
         one=one,
         two=two,

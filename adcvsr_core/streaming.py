@@ -57,6 +57,7 @@ class StreamState:
             again when they are needed: less memory, a second run of the first block.
         offload: keep everything in the CPU's memory between uses: no device memory, a copy to and fro each push.
         frames_in, frames_out: frames pushed and frames emitted so far.
+        drained: temporal blocks that have met the clip's end, while it is drained bit by bit.
         closed: the clip's end was pushed.
     """
 
@@ -67,6 +68,7 @@ class StreamState:
     frames_in: int = 0
     frames_out: int = 0
     largest_push: int = 0
+    drained: int = 0
     closed: bool = False
 
     def copy(self) -> "StreamState":
@@ -133,6 +135,8 @@ class Push:
     ):
         if state.closed:
             raise StreamError("this stream has ended (a push said last=True); start a new StreamState()")
+        if state.drained and num_frames:
+            raise StreamError("the end of this stream is being drained, no frame can follow; call drain() until closed")
         if num_frames == 0 and not last:
             raise StreamError("0 frames were pushed before the end; give at least one frame, or last=True")
         if state.binding not in (None, binding):
@@ -214,8 +218,13 @@ class Push:
     def _resting(self, frames: Tensor) -> Tensor:
         return _compact(frames.to(device=self._device))
 
-    def commit(self, output: Tensor) -> None:
+    def commit(self, output: Tensor, drained: int = 0, closed: bool | None = None) -> None:
         """Make the new state the stream's state.
+
+        Args:
+            output: what this push returns.
+            drained: temporal blocks that have met the end, when the clip is drained.
+            closed: whether the stream has ended; None = when this push was the last.
 
         Raises:
             NonFiniteError: new state or output holds NaN or infinity; the stream is unchanged.
@@ -227,12 +236,13 @@ class Push:
                 "use bf16 or fp32, and check the weights and the input"
             )
         state = self.state
-        state.slots = {} if self.last else self._slots
+        state.closed = self.last if closed is None else closed
+        state.drained = drained
+        state.slots = {} if state.closed else self._slots
         state.binding = self.binding
         state.frames_in += self.num_frames
         state.frames_out += output.shape[1]
         state.largest_push = max(state.largest_push, self.num_frames)
-        state.closed = self.last
 
 
 class TemporalConv(nn.Conv1d):

@@ -5,8 +5,6 @@ colour or sizes that do not fit; the engine does. Sources: AdcVSR (arXiv 2603.00
 of InstaVSR's abstract (arXiv 2603.26134).
 """
 
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -117,50 +115,68 @@ class Student(nn.Module):
         """
         self._check(lr, stream, last, temporal_strength)
         stream = StreamState() if stream is None else stream
-        batch, num_frames, _, height, width = lr.shape
-        binding = Binding(batch, height, width, self.dtype, temporal_strength)
-        push = Push(stream, binding, num_frames, last, check_finite=not self.training, how=how)
         if stream.recompute_skips and self.config.temporal in ("resnets", "layers"):
             raise ConfigError(
                 f'temporal placement "{self.config.temporal}" puts time inside the finest level, so its skips '
                 "cannot be recomputed from the input; use StreamState(recompute_skips=False)"
             )
-        sr = self._run(lr, push)
-        push.commit(sr)
-        return sr
+        return self._push(lr, stream, last, temporal_strength, how, None)
 
-    def _run(self, lr: Tensor, push: Push) -> Tensor:
-        if self.config.recurrent and push.strength > 0:
-            return self._run_in_turn(lr, push)
-        state = push.state
-        waiting = state.frames_in + lr.shape[1] - state.frames_out
-        sr = self._empty(lr, waiting if push.last else max(0, waiting - (self.lookahead if push.strength else 0)), push)
-        done = 0
-        for features, base in self._features(lr, push) if sr.shape[1] or lr.shape[1] else ():
-            done = self._decode_into(sr, done, features, base, push)
-        return sr
+    def drain(self, lr: Tensor, stream: StreamState, how: StepConfig = WHOLE_FRAMES) -> Tensor:
+        """End a clip bit by bit: call it until `stream.closed`.
 
-    def _features(self, lr: Tensor, push: Push) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Run the UNet over a push, yielding what is final now and the LR frames that belong to it.
+        Each call lets one more temporal block meet the end, and returns the few frames which that sets free, where
+        `forward` with `last` holds `lookahead` frames of every level at once. Together they are the same frames.
 
-        The end of a clip sets free all frames that wait, `lookahead` of them: at once, or with `frame_batch` block
-        after block, so that only the frames of one block are under way.
+        Args:
+            lr: no frames, [B,0,3,H,W], of the clip's size, dtype and device.
+            stream: the clip's state, changed only when the call succeeds.
+            how: see `forward`.
+
+        Returns:
+            [B,T',3,4H,4W].
+
+        Raises:
+            see `forward`.
         """
-        # Only temporal blocks that lie between the UNet's blocks can be drained one by one.
-        drains = push.last and push.how.frame_batch and push.strength and self.config.temporal == "blocks"
-        push.ends = push.last and not drains
-        for drain in (*((None,) if lr.shape[1] or not drains else ()), *(range(9) if drains else ())):
-            try:
-                features = self._advance(lr, push) if drain is None else self.unet(lr, push, drain)
-            except Stalled:
-                continue
-            base = push.take("lr", features.shape[1], like=lr) if self.config.residual == "bicubic" else None
-            yield features, base
+        strength = 1.0 if stream.binding is None else stream.binding.strength
+        self._check(lr, stream, True, strength)
+        # Only blocks that lie between the UNet's blocks, and that were ever pushed to, can be drained one by one.
+        by_stages = self.config.temporal == "blocks" and strength > 0 and stream.frames_in > 0
+        return self._push(lr, stream, True, strength, how, stream.drained if by_stages else None)
 
-    def _advance(self, lr: Tensor, push: Push) -> Tensor:
-        if self.config.residual == "bicubic":
+    def _push(
+        self, lr: Tensor, stream: StreamState, last: bool, strength: float, how: StepConfig, stage: int | None
+    ) -> Tensor:
+        batch, num_frames, _, height, width = lr.shape
+        binding = Binding(batch, height, width, self.dtype, strength)
+        push = Push(stream, binding, num_frames, last, check_finite=not self.training, how=how)
+        push.ends = last and stage is None
+        if self.config.recurrent and strength > 0:
+            sr = self._run_in_turn(lr, push)
+        else:
+            sr = self._run_together(lr, push, stage)
+        if stage is None:
+            push.commit(sr)
+        else:
+            push.commit(sr, drained=stage + 1, closed=stage + 1 == self.unet.num_blocks)
+        return sr
+
+    def _run_together(self, lr: Tensor, push: Push, stage: int | None) -> Tensor:
+        """Run frames, or let out one temporal block, as one batch."""
+        if lr.shape[1] == 0 and push.state.frames_in == push.state.frames_out:
+            return self._empty(lr, 0, push)
+        has_base = self.config.residual == "bicubic"
+        if has_base:
             push.store("lr", lr)
-        return self.unet(_unshuffle(lr.to(self.dtype), 2), push)
+        try:
+            features = self.unet(_unshuffle(lr.to(self.dtype), 2), push, stage)
+        except Stalled:
+            return self._empty(lr, 0, push)
+        base = push.take("lr", features.shape[1], like=lr) if has_base else None
+        sr = self._empty(lr, features.shape[1], push)
+        self._decode_into(sr, 0, features, base, push)
+        return sr
 
     def _run_in_turn(self, lr: Tensor, push: Push) -> Tensor:
         """Run frame after frame, showing each the output for the one before it."""
@@ -174,15 +190,14 @@ class Student(nn.Module):
             push.keep(_BEFORE, sr[:, index : index + 1].to(self.dtype, copy=True))
         return sr
 
-    def _decode_into(self, sr: Tensor, first: int, features: Tensor, base: Tensor | None, push: Push) -> int:
-        """Decode features into the frames of `sr` from `first` on; returns the index behind them."""
+    def _decode_into(self, sr: Tensor, first: int, features: Tensor, base: Tensor | None, push: Push) -> None:
+        """Decode features into the frames of `sr` from `first` on."""
         # A CPU decodes frame by frame: its caches gain more than batching does.
         batch = 1 if features.device.type == "cpu" else push.frame_batch
         for start in range(0, features.shape[1], batch):
             part = slice(start, start + batch)
             frames = self._decode(features[:, part], None if base is None else base[:, part], push.how)
             sr[:, first + start : first + start + frames.shape[1]] = frames
-        return first + features.shape[1]
 
     def _empty(self, lr: Tensor, num_frames: int, push: Push) -> Tensor:
         shape = (lr.shape[0], num_frames, 3, self.scale * lr.shape[3], self.scale * lr.shape[4])

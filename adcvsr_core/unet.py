@@ -77,7 +77,13 @@ class TemporalInput(nn.Conv2d):
 
 
 class UNet(nn.Module):
-    """Map unshuffled LR frames to the decoder's features, [B,T,12,h,w] -> [B,T',decoder_channels[-1],h,w]."""
+    """Map unshuffled LR frames to the decoder's features, [B,T,12,h,w] -> [B,T',decoder_channels[-1],h,w].
+
+    Attributes:
+        num_blocks: four down, the middle, four up.
+    """
+
+    num_blocks = 9
 
     def __init__(self, config: StudentConfig):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The inputs that Upscale and Upscale Video share: one for every field of the engine's `UpscaleConfig`."""
+"""The inputs that Upscale and Upscale Video share: together one for every field of the engine's `UpscaleConfig`."""
 
 from comfy_api.latest import io
 
@@ -7,7 +7,7 @@ from .schema import made
 
 
 def settings_inputs() -> list[io.Input]:
-    """Return one input per field of `UpscaleConfig`, under the field's name; saved graphs rely on the order."""
+    """Return inputs named as the fields of `UpscaleConfig`; saved graphs rely on the order."""
     default = UpscaleConfig()
     return [
         io.Float.Input(
@@ -105,5 +105,37 @@ def settings_inputs() -> list[io.Input]:
             advanced=True,
             tooltip="Pixels that neighbouring tiles share and blend over, at most half a tile. 0 = automatic. More "
             "hides seams better and takes longer.",
+        ),
+    ]
+
+
+def memory_inputs() -> list[io.Input]:
+    """Return the fields that came later: behind a node's own and optional, so that old graphs and prompts still run."""
+    default = UpscaleConfig()
+    return [
+        made(
+            io.Int.Input,
+            "attention_window",
+            optional=True,
+            default=default.attention_window,
+            min=0,
+            max=8192,
+            step=32,
+            advanced=True,
+            tooltip="How far attention sees around a pixel, in pixels of the frames that the network sees, a multiple "
+            "of 32. 0 = automatic: 128 for large frames of the full-size model, else the whole frame. As large as the "
+            "frame = the whole frame, whose cost grows with the square of its pixels.",
+        ),
+        made(
+            io.Float.Input,
+            "memory",
+            optional=True,
+            default=default.memory,
+            min=0.0,
+            max=1024.0,
+            step=0.5,
+            advanced=True,
+            tooltip="Gigabytes that the model and its steps may take on the device. 0 = what is free there. Less is "
+            "slower, and only tiles, which come last, change the picture.",
         ),
     ]

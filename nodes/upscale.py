@@ -9,7 +9,7 @@ from ..adcvsr_core.needs import require_ram
 from . import comfy
 from .media import Clip
 from .schema import Model, refusal, schema
-from .settings import settings_inputs
+from .settings import memory_inputs, settings_inputs
 
 _ADVICE = "use AdcVSR Upscale Video, which goes from file to file, or fewer frames, or a smaller scale"
 
@@ -33,6 +33,7 @@ class Upscale(io.ComfyNode):
                     "resized along.",
                 ),
                 *settings_inputs(),
+                *memory_inputs(),
             ],
             outputs=[
                 io.Image.Output("upscaled", display_name="images", tooltip="As many frames as came in, upscaled.")

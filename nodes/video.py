@@ -10,7 +10,7 @@ from ..adcvsr_core.video import CODECS, VideoWriter
 from . import comfy
 from .media import open_video, whole
 from .schema import Model, refusal, require_offered, schema
-from .settings import settings_inputs
+from .settings import memory_inputs, settings_inputs
 
 
 class UpscaleVideo(io.ComfyNode):
@@ -45,6 +45,7 @@ class UpscaleVideo(io.ComfyNode):
                     tooltip="Quality of h264, h265, vp9 and av1: lower is better and larger. -1 = the codec's own "
                     "default (17 for h264). prores and ffv1 have none.",
                 ),
+                *memory_inputs(),
             ],
             outputs=[io.Video.Output("upscaled", display_name="video", tooltip="For Save Video or a preview.")],
         )

@@ -18,6 +18,7 @@ from conftest import awaken
 from adcvsr_core import UpscaleConfig, upscale
 from adcvsr_core.checkpoint import load_student, save_student
 from adcvsr_core.cli import INTERRUPTED, main
+from adcvsr_core.engine import plan_run
 from adcvsr_core.streaming import TemporalBlock
 from adcvsr_core.student import Student
 from adcvsr_core.video import VideoWriter, read_image, read_video
@@ -82,6 +83,30 @@ def test_the_command_line_gives_the_engines_frames(tmp_path, small, model):
     config = UpscaleConfig(height=100, detail=0.5, color="adain", chunk=5, cuts=0.3)
     expected = torch.cat(list(upscale([read(small)], load_student(model), config)))
     assert (read(out) - expected).abs().max() < 0.51 / 255
+
+
+def test_a_plan_is_told_and_nothing_written(tmp_path, small, model, capsys):
+    out = tmp_path / "out.mp4"
+    assert main(["upscale", str(small), str(out), "--model", model, "--plan", "--memory", "2"]) == 0
+    told = capsys.readouterr().out
+    for text in ("80x46 -> 320x184", "of the 1.86 GiB", "temporal state", "frames a second", "for 56 frames"):
+        assert text in told, told
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_small_memory_changes_no_frame(tmp_path, small, model, capsys):
+    student, outs = load_student(model), [tmp_path / "whole.mkv", tmp_path / "less.mkv"]
+    budgets = (f"{0.1 * 0.9**step:.4f}" for step in range(40))
+    tight = next(
+        m for m in budgets if plan_run(46, 80, student, UpscaleConfig(memory=float(m))).memory.footing.chunk == 1
+    )
+    for out, memory in zip(outs, ("0", tight), strict=True):
+        options = ["--codec", "ffv1", "--memory", memory, "--cuts", "0", "--end", "0.9"]
+        assert main(["upscale", str(small), str(out), "--model", model, *options]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "1 frames per step" in told and "tiles" not in told, told
+    whole, less = map(read, outs)
+    assert (whole - less).abs().max() < 1.01 / 255
 
 
 def test_start_and_end_take_a_part(tmp_path, small, model):

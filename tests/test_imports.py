@@ -31,6 +31,7 @@ CORE = {
     "convert": "errors config streaming layers unet decoder student pickles checkpoint",
     "lora": "errors config streaming layers unet decoder student pickles checkpoint",
     "cost": "errors config streaming layers unet decoder student",
+    "compiled": "errors config layers student",
     # leaves
     "tiling": "errors config",
     "color": "errors config",

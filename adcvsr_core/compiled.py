@@ -1,0 +1,43 @@
+"""torch.compile for the spatial layers, with a way back to eager when this machine cannot.
+
+Layers that see single frames are compiled one by one, for static shapes; what happens in time stays eager, because a
+stream's state is a Python value. CUDA graphs are not used: they hand out memory that the next step overwrites, and a
+stream keeps what layers return. Needs a C++ compiler on a CPU and Triton on a GPU. Measured on a CPU only: 6 % faster
+frames of 128x128 by the bundled model, after 50 seconds of compiling.
+"""
+
+import torch
+import torch._dynamo
+
+from .layers import Downsample, ResBlock, Transformer, Upsample
+from .student import Student
+
+# Every layer of a kind shares one Python function, and each of its shapes is one compilation of that.
+_MOST_SHAPES = 256
+_LAYERS = (ResBlock, Transformer, Downsample, Upsample)
+
+
+def compile_layers(student: Student, backend: str = "inductor") -> str | None:
+    """Compile a network's spatial layers in place.
+
+    Args:
+        student: frozen and on its device.
+        backend: one of torch.compile's.
+
+    Returns:
+        None, or why it goes on uncompiled, for people.
+    """
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_SHAPES)
+    layers = [module for module in student.modules() if isinstance(module, _LAYERS)]
+    for layer in layers:
+        layer.compile(backend=backend, dynamic=False)
+    try:
+        with torch.no_grad():
+            edge = student.multiple_of
+            student(torch.zeros((1, 1, 3, edge, edge), device=student.device))
+    except Exception as error:  # whatever compilers say: without one the run shall go on
+        for layer in layers:
+            layer._compiled_call_impl = None
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        return f"cannot compile here ({type(error).__name__}: {reason}); going on without"
+    return None
