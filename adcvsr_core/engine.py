@@ -177,7 +177,8 @@ class _Shot:
     def __init__(self, run: _Run, plan: RunPlan):
         self.run = run
         self.plan = plan
-        self.dtype = run.student.dtype
+        at_home = run.footing.device == run.student.device
+        self.dtype = run.student.dtype if at_home else torch.float32
         self.waiting: deque[Tensor] = deque()  # [3,h,w], unpadded
         # What a stream must see again before it can go on with other tiles.
         self.past: deque[Tensor] = deque(maxlen=run.student.lookahead if run.config.temporal_strength else 0)
@@ -294,17 +295,20 @@ class _Shot:
             self.behind = self.num_pushed > 0
             self._begin_streams()
 
-    @torch.no_grad()
     def _to_frames(self, sr: Tensor) -> Tensor:
-        """Finish SR [t,3,4h,4w] in [-1, 1] as frames [t,sH,sW,3] in 0..1."""
-        config, student = self.run.config, self.run.student
-        lr = [self.waiting.popleft() for _ in sr]
+        """Finish SR [t,3,4h,4w] in [-1, 1] as frames [t,sH,sW,3] in 0..1 on the CPU, as many at once as layers take."""
+        lr = torch.stack([self.waiting.popleft() for _ in sr])
         self.num_pushed -= len(lr)
-        self.past += lr
-        lr = torch.stack(lr).to(sr.device)
-        color = student.config.color if config.color == "auto" else config.color
-        sr = scale_detail(match_color(sr.float(), lr, color), lr, config.detail)
-        sr = resize(sr, *self.plan.target)
+        self.past += lr.unbind()
+        at_once = self.run.footing.how.frame_batch or len(sr)
+        return torch.cat([self._finish(*part) for part in zip(sr.split(at_once), lr.split(at_once), strict=True)])
+
+    @torch.no_grad()
+    def _finish(self, sr: Tensor, lr: Tensor) -> Tensor:
+        config, device = self.run.config, self.run.footing.device
+        sr, lr = sr.to(device).float(), lr.to(device)
+        color = self.run.student.config.color if config.color == "auto" else config.color
+        sr = resize(scale_detail(match_color(sr, lr, color), lr, config.detail), *self.plan.target)
         return ((sr + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).contiguous().cpu()
 
 

@@ -5,7 +5,6 @@ The network is random and small. The same comparison at DOVE's true size, on a G
 
 import hashlib
 import json
-import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
 from adcvsr_core.errors import CheckpointError, OutputError
-from benchmarks import teacher_speed
 from tests.teacher_clips import clip, copy_folder
 from training.config import TeacherConfig
 from training.teachers import make_teacher
@@ -255,13 +253,6 @@ def test_weights_take_turns_on_a_device_without_being_copied_back():
         assert module(torch.empty(1, 3, 2, 2, device="meta")).is_meta
         raise ZeroDivisionError
     assert {name: tensor.data_ptr() for name, tensor in module.state_dict().items()} == before
-
-
-def test_speed_is_compared_by_one_command(capsys):
-    assert teacher_speed.main(["--tiny", "--rounds", "1", "--device", "cpu"]) == 0
-    printed = capsys.readouterr().out
-    seconds = [float(each) for each in re.findall(r"parameters, ([0-9.]+) s, memory not measured", printed)]
-    assert len(seconds) == 2 and float(printed.split()[-1]) == pytest.approx(seconds[0] / seconds[1], rel=0.1)
 
 
 def test_random_dove_overwrites_nothing(dove_folder):
