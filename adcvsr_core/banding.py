@@ -110,7 +110,7 @@ def _fill(rows: Rows, height: int, band: int, onto: Tensor | None = None) -> Ten
         stop = min(start + band, height)
         part = rows(start, stop)
         if onto is None:
-            shape = (part.shape[0], part.shape[1], height, part.shape[3])
-            onto = part.new_empty(shape).to(memory_format=torch.channels_last)
+            shape, kind = (*part.shape[:2], height, part.shape[3]), {"dtype": part.dtype, "device": part.device}
+            onto = torch.empty(shape, **kind, memory_format=torch.channels_last)
         onto[:, :, start:stop] = part
     return onto
