@@ -1,10 +1,11 @@
 """Which small network? `python -m benchmarks.architectures --data bundled_data --out DIR`: one short training each.
 
-Every candidate is the bundled `default` with one thing changed. All see the same samples in the same order for the same
-number of steps of `bundled_2d` (a third of them clean, the rest its mixture), single frames, so temporal blocks play no
-part. Then each enlarges the same held-out frames. Time is the processor's on one thread, which other programs do not
-lengthen much. A network that learns slowly is judged by what it reached here, not by what it may reach: that is what a
-machine of this size can train. Candidates that are finished are not run again; an interrupted one goes on.
+Every candidate is the bundled `default` or `nano` with one thing changed. All see the same samples in the same order
+for the same number of steps of `bundled_2d` (a third of them clean, the rest its mixture), single frames, so temporal
+blocks play no part. Then each enlarges the same held-out frames. Time is the processor's on one thread, which other
+programs do not lengthen much. A network that learns slowly is judged by what it reached here, not by what it may reach:
+that is what a machine of this size can train. Candidates that are finished are not run again; an interrupted one goes
+on.
 """
 
 import argparse
@@ -46,7 +47,8 @@ CANDIDATES: dict[str, StudentConfig] = {
     "wide fine decoder": replace(_DEFAULT, decoder_channels=(24, 32, 32, 32)),
     "deeper decoder": replace(_DEFAULT, decoder_layers=1),
     "nano": PRESETS["nano"],
-    "nano, fine UNet": replace(PRESETS["nano"], channels=(32, 48, 48, 48)),
+    "nano, coarse UNet": replace(PRESETS["nano"], channels=(16, 32, 64, 96)),
+    "nano, wider UNet": replace(PRESETS["nano"], channels=(32, 48, 64, 64)),
 }
 KINDS = ("clean", "h264_crf30")
 _NUM_FRAMES, _HR_SIZE, _SPEED_SIZE = 24, 256, 128

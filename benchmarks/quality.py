@@ -23,6 +23,7 @@ from adcvsr_core.errors import AdcvsrError
 from training.clip_run import TRUTH
 from training.evaluate import to_json
 from training.measures import MEASURES, Moment, Scores, Setting, Shown, Step, Tally, make_steps
+from training.peers import PEERS
 from training.validation import nearest_frames, strip, time_slice
 
 from .quality_clips import CONDITIONS, NUM_FRAMES, QualityClip, quality_clips
@@ -165,7 +166,8 @@ def run(options: argparse.Namespace) -> dict:
     if read is None:
         print("not measured: characters read, which needs `pip install rapidocr-onnxruntime`", flush=True)
     bench = Bench(steps=make_steps(list(METRICS), setting), setting=setting, read=read, out=options.out)
-    methods, clips = make_methods(options.data, models, options.out / "made"), quality_clips(options.data)
+    methods = make_methods(options.data, models, options.out / "made", options.peers)
+    clips = quality_clips(options.data)
     result: dict = {"clips": {}, "means": {}, "temporal": {}, "seconds_a_frame": {}}
     tables: list[str] = []
     for condition in options.conditions:
@@ -182,7 +184,7 @@ def run(options: argparse.Namespace) -> dict:
             tables.append(f"{model}, temporal blocks on against off, {condition}: {', '.join(parts)}\n")
         _write(options.out, result, tables)
     if options.speed:
-        result["seconds_a_frame"] = seconds_a_frame(make_methods(options.data, models, None))
+        result["seconds_a_frame"] = seconds_a_frame(make_methods(options.data, models, None, options.peers))
         tables.append(speed_table(result["seconds_a_frame"]))
         _write(options.out, result, tables)
     return result
@@ -205,6 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=Path("bundled_data"), help="made by both prepare_ commands")
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     parser.add_argument("--model", nargs="+", default=["default"], metavar="NAME[=FILE]", help="ours")
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS), help="other upscalers")
     parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=list(CONDITIONS))
     parser.add_argument("--no-speed", dest="speed", action="store_false", help="do not time the methods")
     options = parser.parse_args(arguments)

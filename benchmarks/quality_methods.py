@@ -5,7 +5,7 @@ Each maps frames [T,h,w,3] in 0..1 to [T,4h,4w,3] on 8-bit levels. Knows nothing
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,19 +26,22 @@ WITHOUT_TIME = ", without time"
 _PAD = 4  # LR pixels
 
 
-def make_methods(data: Path, models: dict[str, str], store: Path | None) -> dict[str, Method]:
+def make_methods(
+    data: Path, models: dict[str, str], store: Path | None, peers: Sequence[str] = tuple(PEERS)
+) -> dict[str, Method]:
     """Make every method, in the order of the table.
 
     Args:
         data: the prepared folder with the peers' networks.
         models: names and files of ours; each comes with and without its temporal blocks.
         store: folder in which what the peers make is kept between runs, None = nowhere.
+        peers: which of them.
 
     Raises:
         AdcvsrError: a file is missing or broken.
     """
     methods: dict[str, Method] = {"bicubic": bicubic_frames, "lanczos": lanczos_frames}
-    for name in PEERS:
+    for name in peers:
         network = load_peer(name, data)
         method = _of_network(network)
         methods[name] = method if store is None else _kept(method, store, sha256(_weights_of(name, data)))

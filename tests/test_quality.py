@@ -138,6 +138,9 @@ def test_one_run_at_small_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert table["bicubic"]["high_pass"] < 1 and table["bicubic"]["y_psnr"] > table["x4plus"]["y_psnr"]
     assert set(result["seconds_a_frame"]) == set(table) - {"ground_truth"}
     assert MEASURES["judge"].title in capsys.readouterr().out
+    assert quality.main([*arguments, "--conditions", "clean", "--peers", "animevideov3", "--no-speed"]) == 0
+    named = json.loads((out / "quality.json").read_text())["means"]["clean"]["film"]
+    assert set(table) - set(named) == {"x4plus", "realsr-df2k"}
 
 
 def test_a_missing_file_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

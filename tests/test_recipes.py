@@ -119,6 +119,16 @@ def test_bundled_recipes_are_what_the_model_card_says() -> None:
     assert rich.stages[0].trainable == "all" and rich.stages[0].loss.perceptual == 0.2
 
 
+@pytest.mark.parametrize("part", ["2d", "stage1", "rich"])
+def test_the_small_model_is_trained_like_the_large_one_in_fewer_steps(part: str) -> None:
+    small, large = get_recipe(f"nano_{part}"), get_recipe(f"bundled_{part}")
+    assert small.student == PRESETS["nano"] and small.total_steps < large.total_steps
+    as_long = tuple(
+        dataclasses.replace(stage, steps=other.steps) for stage, other in zip(small.stages, large.stages, strict=True)
+    )
+    assert dataclasses.replace(small, recipe=large.recipe, student=large.student, stages=as_long) == large
+
+
 def test_an_unknown_recipe_is_named() -> None:
     with pytest.raises(ConfigError, match="'nonsense'.*debug"):
         get_recipe("nonsense")

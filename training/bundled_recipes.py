@@ -1,7 +1,8 @@
-"""The recipes of the model that comes with the package, in the order in which they made it.
+"""The recipes of the models that come with the package, in the order in which they made them.
 
-Each begins with the student of the one before (`--init`). Sizes fit two CPU cores: see training/README.md for how long
-each took. Knows nothing about how a run is done.
+Each begins with the student of the one before (`--init`). `bundled_*` made `default`; `nano_*` are the same stages with
+fewer steps for the smaller network. Sizes fit two CPU cores: see training/README.md for how long each took. Knows
+nothing about how a run is done.
 """
 
 from dataclasses import replace
@@ -152,6 +153,27 @@ def bundled_stage2() -> TrainConfig:
         ),
     )
     return _clip_run("bundled_stage2", features, adversarial)
+
+
+def nano_2d() -> TrainConfig:
+    """`bundled_2d` for `nano`, with fewer of the last steps, which gained `default` little."""
+    return _nano(bundled_2d(), 500, 2500, 2000)
+
+
+def nano_stage1() -> TrainConfig:
+    """`bundled_stage1` for `nano`."""
+    return _nano(bundled_stage1(), 1500, 1000)
+
+
+def nano_rich() -> TrainConfig:
+    """`bundled_rich` for `nano`."""
+    return _nano(bundled_rich(), 700)
+
+
+def _nano(recipe: TrainConfig, *steps: int) -> TrainConfig:
+    stages = tuple(replace(stage, steps=number) for stage, number in zip(recipe.stages, steps, strict=True))
+    name = recipe.recipe.replace("bundled", "nano")
+    return replace(recipe, recipe=name, student=PRESETS["nano"], stages=stages)
 
 
 def _clip_run(name: str, *stages: StageConfig) -> TrainConfig:

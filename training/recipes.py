@@ -1,10 +1,11 @@
 """One function per recipe, each returning the whole configuration of a run.
 
 The papers' recipes hold every number that the papers publish; what they leave open has a field in `config.py` that
-says so, and the choice made here. `bundled_*` (`training.bundled_recipes`) made the model in adcvsr_core/weights;
-`finetune_*` are for people with one GPU and a folder of clips; `debug` is every part of a run at toy size, for tests.
-Knows nothing about how a run is done. Sources: AdcSR (arXiv 2411.13383) and its public training code, AdcVSR (arXiv
-2603.00458), latent diffusion's autoencoder (arXiv 2112.10752), the abstract of InstaVSR (arXiv 2603.26134).
+says so, and the choice made here. `bundled_*` and `nano_*` (`training.bundled_recipes`) made the models in
+adcvsr_core/weights; `finetune_*` are for people with one GPU and a folder of clips; `debug` is every part of a run at
+toy size, for tests. Knows nothing about how a run is done. Sources: AdcSR (arXiv 2411.13383) and its public training
+code, AdcVSR (arXiv 2603.00458), latent diffusion's autoencoder (arXiv 2112.10752), the abstract of InstaVSR (arXiv
+2603.26134).
 """
 
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from dataclasses import replace
 from adcvsr_core.config import PRESETS, StudentConfig
 from adcvsr_core.errors import ConfigError
 
-from .bundled_recipes import bundled_2d, bundled_rich, bundled_stage1, bundled_stage2
+from .bundled_recipes import bundled_2d, bundled_rich, bundled_stage1, bundled_stage2, nano_2d, nano_rich, nano_stage1
 from .config import AdversaryConfig, DataConfig, LossConfig, StageConfig, TeacherConfig, TrainConfig
 
 # What people's own footage may look like by the time it reaches an upscaler. Close to what the bundled model was
@@ -338,6 +339,9 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
         bundled_stage1,
         bundled_rich,
         bundled_stage2,
+        nano_2d,
+        nano_stage1,
+        nano_rich,
         adcsr_decoder,
         adcsr_distill,
         adcvsr_stage1,
