@@ -55,7 +55,7 @@ def rungs(
         yield footing, "frames are computed one by one"
     while footing.chunk > 1:
         footing = replace(footing, chunk=footing.chunk // 2)
-        yield footing, f"going on with {footing.chunk} frames per step"
+        yield footing, f"going on with {footing.chunk} frame{'s' * (footing.chunk > 1)} per step"
     if not footing.recompute_skips and config.temporal == "blocks":
         footing = replace(footing, recompute_skips=True)
         yield footing, "half of the temporal state is computed twice instead of being kept"

@@ -53,7 +53,7 @@ def describe_plan(plan: RunPlan, student: Student) -> str:
     """Return one line on how a run goes: sizes, steps, tiles, dtype, device, memory."""
     sizes = " -> ".join(f"{width}x{height}" for height, width in dict.fromkeys((plan.source, plan.work, plan.target)))
     memory, footing = plan.memory, plan.memory.footing
-    parts = [f"{sizes}, {footing.chunk} frames per step"]
+    parts = [f"{sizes}, {footing.chunk} frame{'s' * (footing.chunk > 1)} per step"]
     if footing.recompute_skips:
         parts.append("half of the temporal state computed twice")
     if footing.offload:

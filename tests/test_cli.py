@@ -104,7 +104,7 @@ def test_a_small_memory_changes_no_frame(tmp_path, small, model, capsys):
         options = ["--codec", "ffv1", "--memory", memory, "--cuts", "0", "--end", "0.9"]
         assert main(["upscale", str(small), str(out), "--model", model, *options]) == 0
     told = " ".join(capsys.readouterr().err.split())
-    assert "1 frames per step" in told and "tiles" not in told, told
+    assert "1 frame per step" in told and "tiles" not in told, told
     whole, less = map(read, outs)
     assert (whole - less).abs().max() < 1.01 / 255
 
