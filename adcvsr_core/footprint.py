@@ -1,10 +1,10 @@
 """How many bytes a step takes, for any network, size and way of computing: counted on tensors without data.
 
-One frame runs on PyTorch's meta device, where every operation tells shapes and computes nothing, while every storage
-is counted from its first tensor to its last. What spatial layers hold for a moment grows with the frames that they
-compute at once, everything else with the frames of the step; so one run answers for every chunk, and the figures follow
-the network's code. It knows nothing of what a device adds: workspaces of convolutions, blocks that an allocator keeps.
-Attention counts as a fused kernel, which holds no matrix of scores.
+One frame, then two run on PyTorch's meta device, where every operation tells shapes and computes nothing, while every
+storage is counted from its first tensor to its last. What spatial layers hold for a moment grows with the frames that
+they compute at once, everything else with the frames of the step; so two runs answer for every chunk, and the figures
+follow the network's code. It knows nothing of what a device adds: workspaces of convolutions, blocks that an allocator
+keeps. Attention counts as a fused kernel, which holds no matrix of scores.
 """
 
 import contextlib
@@ -70,7 +70,7 @@ class Footprint:
         """
         at_once = min(frame_batch, chunk) or chunk
         # The end sets two frames of a block free at a time; a network that cannot be drained lets all out at once.
-        end = 2 if self.drains else self.lookahead
+        end = min(2, self.lookahead) if self.drains else self.lookahead
         peak = max(self._held(chunk, at_once), self._held(end, at_once))
         return round(peak + (0 if self.offload else self.state + self.renewed))
 

@@ -78,12 +78,11 @@ def describe_needs(plan: RunPlan, student: Student, num_frames: int | None, seco
     """
     memory = plan.memory
     on_cpu = memory.footing.device.type == "cpu"
-    rests = memory.state if memory.footing.offload else 0
     total = memory.weights + memory.step
     rows = {
         "RAM" if on_cpu else f"memory of {memory.footing.device}": f"{_gib(total)}: weights {_gib(memory.weights)}, "
         f"steps {_gib(memory.step)} of the {_gib(memory.budget)} that they may take",
-        "temporal state": f"{_gib(memory.state)} in all" + (", in RAM" if rests else ""),
+        "temporal state": f"{_gib(memory.state)} in all" + (", in RAM" if memory.footing.offload else ""),
         "speed": f"about {1 / seconds:.2f} frames a second (scaled from a trial of {_TRIAL_EDGE}x{_TRIAL_EDGE})",
     }
     if num_frames:
