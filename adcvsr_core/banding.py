@@ -3,7 +3,7 @@
 GroupNorm sees the whole frame, so bands cannot run through the decoder one after the other. They run through one
 convolution at a time: its norm's statistics come from a first pass over the bands of its input, its result from a
 second. Only a block's hidden map and its result are held whole; what norms, activations and upsampling make exists as
-bands alone. The price: an upsampled map's rows are made four times, which costs the full-size decoder a third more.
+bands alone. The price: an upsampled map's rows are made four times, a third more FLOPs for the full-size network.
 Sums are merged instead of taken at once, so frames differ from `Decoder.forward`'s by rounding. No gradients.
 """
 
