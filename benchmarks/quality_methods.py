@@ -10,20 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from adcvsr_core.checkpoint import load_student
 from adcvsr_core.degradation import to_levels
 from training.checkpoints import sha256
-from training.peers import PEERS, load_peer
+from training.peers import PEERS, enlarge, load_peer
 from training.sampling import to_frames
 from training.validation import bicubic_frames, run_student
 
 Method = Callable[[Tensor], Tensor]
 WITHOUT_TIME = ", without time"
-_PAD = 4  # LR pixels
 
 
 def make_methods(
@@ -61,13 +59,10 @@ def lanczos_frames(lr: Tensor) -> Tensor:
 
 
 def _of_network(network: torch.nn.Module) -> Method:
-    """Run a network frame by frame, with repeated edges, which it never sees the end of a frame by."""
+    """Run a network frame by frame."""
 
-    @torch.no_grad()
     def run(lr: Tensor) -> Tensor:
-        frames = lr.permute(0, 3, 1, 2)  # which is channels_last
-        padded = F.pad(frames, (_PAD,) * 4, mode="replicate")
-        made = torch.cat([network(frame[None]) for frame in padded])[..., 4 * _PAD : -4 * _PAD, 4 * _PAD : -4 * _PAD]
+        made = enlarge(network, lr.permute(0, 3, 1, 2))  # which is channels_last
         return to_frames(made * 2 - 1).mul(255).round() / 255
 
     return run

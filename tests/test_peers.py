@@ -8,7 +8,10 @@ import torch
 import torch.nn.functional as F
 
 from adcvsr_core.errors import CheckpointError, ConfigError, InputError
-from training.peers import NcnnNetwork, load_peer
+from tests.teacher_clips import clip
+from training.config import TeacherConfig
+from training.peers import NcnnNetwork, enlarge, load_peer
+from training.teachers import make_teacher
 
 LAYERS = """7767517
 9 12
@@ -93,3 +96,21 @@ def test_a_missing_peer_says_how_to_get_it(tmp_path):
         load_peer("x4plus", tmp_path)
     with pytest.raises(ConfigError, match="animevideov3"):
         load_peer("topaz", tmp_path)
+
+
+def test_a_peer_teaches_what_it_makes_of_each_frame(tmp_path):
+    path = tmp_path / "net.param"
+    write_network(path)
+    teacher, lr = make_teacher(TeacherConfig(kind="peer", path=str(path)), "cpu"), clip(2, 3, 3, 9, 11)
+    sr = teacher(lr, ["a", "b"])
+    assert sr.shape == (2, 3, 3, 36, 44)
+    frames = (lr * 0.5 + 0.5).flatten(0, 1)
+    whole = enlarge(NcnnNetwork(path), frames).unflatten(0, (2, 3)) * 2 - 1
+    assert (sr - whole.clamp(-1, 1)).abs().mean() < 0.02, "bfloat16"
+    alone = teacher(lr[:1, 1:2], ["c"])
+    torch.testing.assert_close(alone[0, 0], sr[0, 1], rtol=0, atol=0)  # frame by frame
+    write_network(path, seed=1)
+    assert make_teacher(TeacherConfig(kind="peer", path=str(path)), "cpu").identity != teacher.identity
+    path.with_suffix(".bin").unlink()
+    with pytest.raises(CheckpointError, match="net.bin"):
+        make_teacher(TeacherConfig(kind="peer", path=str(path)), "cpu")

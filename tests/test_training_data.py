@@ -30,6 +30,23 @@ def stage_of(**changes) -> StageConfig:
     return StageConfig(**({"temporal_strength": 1.0} | values | changes))
 
 
+def test_a_teacher_of_clean_clips_sees_the_same_clip_under_any_damage(folder: Path) -> None:
+    """A pool then limits the clips, not what is done to them."""
+    stage = {"mixture": (("clean", 0.3), ("h264", 0.4), ("noise10", 0.3)), "steps": 12, "num_frames": 1}
+    batches = batches_of(folder, pool=4, stage=stage, with_clean=True)
+    samples = [batches.sample(*divmod(number, 2)) for number in range(24)]
+    for number, sample in enumerate(samples):
+        first = samples[number % 4]
+        assert sample["key"] == first["key"] and torch.equal(sample["clean"], first["clean"])
+        assert torch.equal(sample["hr"], first["hr"]) and sample["clean"].shape == sample["lr"].shape
+        hr = sample["hr"] * 0.5 + 0.5
+        small = torch.nn.functional.interpolate(hr, scale_factor=0.25, mode="bicubic", antialias=True)
+        assert (sample["clean"] * 0.5 + 0.5 - small.clamp(0, 1)).abs().max() <= 0.5 / 255 + 1e-5
+    distances = [(sample["lr"] - sample["clean"]).abs().mean().item() for sample in samples]
+    assert min(distances) == 0 and max(distances) > 0.01, "some are clean, some are not"
+    assert len({round(distance, 6) for distance in distances[::4]}) > 2, "one clip, several damages"
+
+
 def batches_of(folder: Path, *, seed: int = 0, pool: int = 0, share: float = 0.5, stage: dict | None = None, **options):
     data = DataConfig(pool=pool, video_share=share)
     return Batches(open_source(folder, data), stage_of(**(stage or {})), data, seed, **options)

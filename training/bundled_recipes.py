@@ -1,15 +1,15 @@
 """The recipes of the models that come with the package, in the order in which they made them.
 
-Each begins with the student of the one before (`--init`). `bundled_*` made `default`; `nano_*` are the same stages with
-fewer steps for the smaller network. Sizes fit two CPU cores: see training/README.md for how long each took. Knows
-nothing about how a run is done.
+Each begins with the student of the one before (`--init`), the rich one with that of `*_stage1`. `bundled_*` made
+`default`; `nano_*` are the same stages with fewer steps for the smaller network. Sizes fit two CPU cores: see
+training/README.md for how long each took. Knows nothing about how a run is done.
 """
 
 from dataclasses import replace
 
 from adcvsr_core.config import PRESETS
 
-from .config import AdversaryConfig, LossConfig, StageConfig, TrainConfig
+from .config import AdversaryConfig, DataConfig, LossConfig, StageConfig, TeacherConfig, TrainConfig
 
 # Users' clips are compressed: half of the clips are clean, a quarter H.264, the rest mildly blurred, noisy or JPEG.
 FIRST_MIXTURE = (("clean", 0.5), ("h264", 0.25), ("light", 0.25))
@@ -20,6 +20,15 @@ UNSTEADY = (
     ("clean", 0.15), ("h264", 0.35), ("light", 0.2), ("noise10", 0.1), ("realbasicvsr", 0.12), ("film", 0.03),
     ("aigen", 0.05),
 )  # fmt: skip
+
+# The teacher's pictures are of clean clips: most is to be learned there.
+RICH_DAMAGE = (("clean", 0.5), ("h264", 0.25), ("light", 0.1), ("realbasicvsr", 0.05), ("film", 0.03), ("aigen", 0.07))
+NOISY = (
+    ("clean", 0.32), ("h264", 0.25), ("noise10", 0.18), ("light", 0.1), ("realbasicvsr", 0.07), ("aigen", 0.05),
+    ("film", 0.03),
+)  # fmt: skip
+# A quarter of the clips are pages of text: small letters are what small networks mangle first.
+MATERIAL = DataConfig(video_share=0.4)
 
 EVERYTHING = (
     ("clean", 0.35), ("h264", 0.25), ("light", 0.15), ("noise10", 0.08), ("realbasicvsr", 0.07), ("film", 0.03),
@@ -85,25 +94,47 @@ def bundled_stage1() -> TrainConfig:
     return _clip_run("bundled_stage1", blocks, together)
 
 
+def bundled_steady() -> TrainConfig:
+    """The faithful end goes on: more noise, more text, and twice the weight on what flickers."""
+    clips = bundled_stage1().stages[-1]
+    steady = replace(
+        clips,
+        name="noise and text",
+        steps=3600,
+        mixture=NOISY,
+        learning_rate=3e-4,
+        temporal_learning_rate=8e-4,
+        seed_offset=13,
+        loss=LossConfig(frame_difference=1.0),
+    )
+    return replace(_clip_run("bundled_steady", steady), data=MATERIAL)
+
+
 def bundled_rich() -> TrainConfig:
-    """The rich end: all weights go on from the faithful end (`bundled_stage1`) under a perceptual term."""
-    perceptual = StageConfig(
-        name="perceptual",
-        steps=900,
+    """The rich end: all weights go on from the faithful end (`bundled_stage1`), after a larger network's pictures.
+
+    Give `teacher.path` (RealSR's network, of `prepare_benchmark_data`) and `teacher.cache`, and fill the cache first.
+    The teacher sees clean clips, where it is at its best, and the student the same with all kinds of damage. What a
+    network has drawn another can learn to draw, where real texture would leave it guessing.
+    """
+    distilled = StageConfig(
+        name="distilled",
+        steps=1500,
         batch=2,
         num_frames=5,
         lr_size=32,
-        mixture=ALL_DAMAGE,
+        mixture=RICH_DAMAGE,
         temporal_strength=1.0,
         bypass_every=4,
         strength_every=10,
-        learning_rate=2e-4,
+        learning_rate=4e-4,
         temporal_learning_rate=2e-4,
         warmup=30,
-        seed_offset=7,
-        loss=LossConfig(frame_difference=0.5, perceptual=0.2, perceptual_frames=2),
+        seed_offset=12,
+        loss=LossConfig(epsilon=0.01, perceptual=0.2, perceptual_frames=2, flow=0.25),
     )
-    return _clip_run("bundled_rich", perceptual)
+    teacher = TeacherConfig(kind="peer", sees="clean")
+    return replace(_clip_run("bundled_rich", distilled), data=replace(MATERIAL, pool=480), teacher=teacher)
 
 
 def bundled_stage2() -> TrainConfig:

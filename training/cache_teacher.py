@@ -22,11 +22,11 @@ from .clips import to_stderr
 from .config import LossConfig, StageConfig, TrainConfig, override
 from .processes import Processes
 from .recipes import MEMORY_PRESETS, RECIPES, fit_memory, get_recipe
-from .sampling import Batches, to_network
+from .sampling import Batches
 from .sources import Source, open_source
 from .teachers import make_teacher
 from .teachers.cached import CachedTeacher
-from .validation import Validator
+from .validation import Validator, teacher_input
 
 _SECONDS_BETWEEN_LINES = 10.0
 # A teacher that moves its parts on and off a small GPU does so once a call.
@@ -83,7 +83,7 @@ def _configure(options: argparse.Namespace) -> TrainConfig:
     if config.teacher.kind in ("ground_truth", "folder"):
         raise ConfigError(
             f'teacher.kind "{config.teacher.kind}" computes nothing that could be stored; use --set teacher.kind=dove, '
-            "osediff or checkpoint"
+            "osediff, peer or checkpoint"
         )
     if not config.teacher.cache:
         raise ConfigError("no place to store: use --set teacher.cache=FOLDER")
@@ -104,7 +104,7 @@ def _share(config: TrainConfig, data: Path, processes: Processes) -> tuple[Itera
     source = open_source(data, config.data, "train", index=index, report=report)
     pools = [_Pool(config, stage, source, processes) for stage in config.stages if stage.task == "restore"]
     cases = Validator(config, data, Path(), None, index).cases if processes.is_main else []
-    shown = [(case.key, to_network(case.lr)) for case in cases]
+    shown = [(case.key, teacher_input(case, config)) for case in cases]
     return _items(shown, pools, config.data.workers), len(shown) + sum(map(len, pools))
 
 
@@ -124,7 +124,7 @@ class _Pool(torch.utils.data.Dataset):
     def __init__(self, config: TrainConfig, stage: StageConfig, source: Source, processes: Processes):
         # What only losses look at changes nothing of the samples, and takes time to draw.
         bare = dataclasses.replace(stage, loss=LossConfig(), adversary=None)
-        self.batches = Batches(source, bare, config.data, config.seed)
+        self.batches = Batches(source, bare, config.data, config.seed, with_clean=config.teacher.sees == "clean")
         num = min(config.data.pool, stage.steps * stage.batch)
         self.numbers = range(processes.rank, num, processes.num)
 
@@ -133,7 +133,7 @@ class _Pool(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> Item:
         sample = self.batches.sample(*divmod(self.numbers[index], self.batches.stage.batch))
-        return sample["key"], sample["lr"]
+        return sample["key"], sample.get("clean", sample["lr"])
 
 
 def _fill(teacher: CachedTeacher, items: Iterable[Item], total: int, processes: Processes) -> None:

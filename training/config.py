@@ -14,7 +14,8 @@ from adcvsr_core.errors import ConfigError
 
 PERCEPTUALS = ("st-lpips-alex", "st-lpips-vgg", "dists", "lpips-alex", "lpips-vgg")
 FLOWS = ("known", "dis", "raft")
-TEACHERS = ("ground_truth", "folder", "checkpoint", "dove", "osediff")
+TEACHERS = ("ground_truth", "folder", "checkpoint", "peer", "dove", "osediff")
+SIGHTS = ("lr", "clean")
 PIXEL_BACKBONES = ("convnext", "st-vgg", "st-alex", "patch")
 FEATURE_BACKBONES = ("student", "sd-unet")
 DOMAINS = ("pixel", "feature")
@@ -222,7 +223,7 @@ class DataConfig:
         transpose_probability: chance of swapping height and width.
         held_out: share of the shots of a user's own footage that is never trained on; at least one where there are two.
         pool: number of distinct samples, 0 = endless. With a cached teacher every sample of the pool is super-resolved
-            once.
+            once. With a teacher that sees clean clips, the clips are limited and their damage is not.
         workers: processes that draw ahead; never changes what is drawn.
     """
 
@@ -246,9 +247,12 @@ class TeacherConfig:
 
     Attributes:
         kind: "ground_truth" (the HR clips; no teacher), "folder" (video that another program made from the same LR),
-            "checkpoint" (a student), "dove" or "osediff".
+            "checkpoint" (a student), "peer" (another upscaler's network: a `.param` file that `training.peers` reads),
+            "dove" or "osediff".
         path: the folder or file of that kind; "" for "ground_truth".
         extra: a second file: DOVE's prompt embedding, OSEDiff's LoRA weights.
+        sees: "lr" (what the student sees) or "clean" (the HR clip reduced by bicubic, whatever was done to the
+            student's: the target then holds what can be known without the damage, and one stored output serves all).
         cache: folder in which its outputs are stored once, "" = computed at every step.
         seed: of the teacher's own randomness.
     """
@@ -256,11 +260,15 @@ class TeacherConfig:
     kind: str = "ground_truth"
     path: str = ""
     extra: str = ""
+    sees: str = "lr"
     cache: str = ""
     seed: int = 0
 
     def __post_init__(self) -> None:
         _choice("teacher.kind", self.kind, TEACHERS)
+        _choice("teacher.sees", self.sees, SIGHTS)
+        if self.sees != "lr" and self.kind in ("ground_truth", "folder"):
+            raise ConfigError(f'teacher.sees is {self.sees!r}, but teacher.kind "{self.kind}" looks at nothing')
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,7 +115,7 @@ class Restore:
             self.adversary.set_step(step)
         strength = draw_strength(self.stage, self.run.config.seed, step)
         lr, hr = batch["lr"], batch["hr"]
-        target = hr if self.run.teacher is None else self.run.teacher(lr, batch["keys"])
+        target = hr if self.run.teacher is None else self.run.teacher(batch.get("clean", lr), batch["keys"])
         made = self.generator(lr, strength)
         epsilon = self.stage.loss.epsilon
         terms = dict(regression_terms(self.stage, step, made.sr, target, self.distance))

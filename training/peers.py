@@ -29,6 +29,7 @@ _MAGIC = "7767517"
 _HALF = 0x01306B47  # stands before weights in half precision
 _SUM = 1  # of Eltwise's operations; the others do not occur
 _RELU, _LEAKY_RELU = "1", "2"
+_PAD = 4  # LR pixels
 
 
 def load_peer(name: str, data: Path) -> "NcnnNetwork":
@@ -46,6 +47,14 @@ def load_peer(name: str, data: Path) -> "NcnnNetwork":
         raise InputError(f"{path} is missing; fetch it with `python -m training.prepare_benchmark_data`")
     # A CPU runs it faster so.
     return NcnnNetwork(path).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def enlarge(network: "NcnnNetwork", frames: Tensor) -> Tensor:
+    """Enlarge frames [N,3,h,w] in 0..1 to [N,3,4h,4w], one by one, with repeated edges beyond which it never sees."""
+    padded = F.pad(frames, (_PAD,) * 4, mode="replicate")
+    inside = slice(4 * _PAD, -4 * _PAD)
+    return torch.cat([network(frame[None])[..., inside, inside] for frame in padded])
 
 
 @dataclass(frozen=True)

@@ -170,7 +170,7 @@ FONTS = (
         "efd381517f958b01969343634ffcbdd60056be7779af84c6f53a005090430204",
     ),
 )
-PAGES = tuple(f"page-{number:02d}" for number in range(12))
+PAGES = tuple(f"page-{number:02d}" for number in range(36))
 
 
 def prepare_features(out: Path, downloads: Path) -> None:

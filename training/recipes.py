@@ -14,7 +14,16 @@ from dataclasses import replace
 from adcvsr_core.config import PRESETS, StudentConfig
 from adcvsr_core.errors import ConfigError
 
-from .bundled_recipes import bundled_2d, bundled_rich, bundled_stage1, bundled_stage2, nano_2d, nano_rich, nano_stage1
+from .bundled_recipes import (
+    bundled_2d,
+    bundled_rich,
+    bundled_stage1,
+    bundled_stage2,
+    bundled_steady,
+    nano_2d,
+    nano_rich,
+    nano_stage1,
+)
 from .config import AdversaryConfig, DataConfig, LossConfig, StageConfig, TeacherConfig, TrainConfig
 
 # What people's own footage may look like by the time it reaches an upscaler. Close to what the bundled model was
@@ -337,6 +346,7 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     for recipe in (
         bundled_2d,
         bundled_stage1,
+        bundled_steady,
         bundled_rich,
         bundled_stage2,
         nano_2d,

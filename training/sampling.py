@@ -5,14 +5,16 @@ step or their order. A batch is a dict:
 
     lr       [B,T,3,h,w] in -1..1
     hr       [B,T,3,4h,4w] in -1..1
-    keys     B names; equal names mean equal clip, crop and degradation, so a teacher's output can be stored under them
+    keys     B names; equal names mean that a teacher sees the same, so its output can be stored under them
+    clean    [B,T,3,h,w] in -1..1, the HR clip reduced by bicubic, where the teacher sees that instead of `lr`
     flow     [B,T-1,2,4h,4w] (x, y) HR pixels from frame t to t + 1, exact; 0 where unknown
     visible  [B,T-1,1,4h,4w] 1 where the point of frame t is seen in frame t + 1 too; 0 elsewhere and where unknown
     real     [B,T,3,4h,4w] another clip of real video
     order    [B,T] int64, which shuffles `real`
     crops    [B,T,3,4h,4w] unrelated crops of real photographs
 
-The last five are there where the stage's losses and discriminators look at them, and change nothing of the first three.
+The last six are there where the teacher, the stage's losses and its discriminators look at them. What losses and
+discriminators ask for changes nothing of the first three.
 Knows nothing about networks.
 """
 
@@ -36,7 +38,7 @@ Batch = dict[str, Tensor | list[str]]
 _SCALE = 4
 _NEIGHBOURS = 2
 # Which generator a sample's parts are drawn from. Not 0: numpy takes (1, 2) and (1, 2, 0) for the same seed.
-_PAIR, _ADVERSARY = 1, 2
+_PAIR, _ADVERSARY, _DAMAGE = 1, 2, 3
 
 
 class Batches(torch.utils.data.Dataset):
@@ -51,6 +53,7 @@ class Batches(torch.utils.data.Dataset):
         seed: of the run.
         rank, world: this process's number and how many there are.
         micro_batch: clips that one process takes at a time, 0 = its whole share.
+        with_clean: whether the teacher sees clean clips.
 
     Attributes:
         size: clips of one micro-batch in one process.
@@ -71,6 +74,7 @@ class Batches(torch.utils.data.Dataset):
         rank: int = 0,
         world: int = 1,
         micro_batch: int = 0,
+        with_clean: bool = False,
     ):
         share = world * (micro_batch or max(1, stage.batch // world))
         if stage.batch % share:
@@ -86,7 +90,7 @@ class Batches(torch.utils.data.Dataset):
                 "use stage.num_frames=3 or more, or stage.adversary.shuffled=0"
             )
         self.source, self.stage, self.data, self.seed = source, stage, data, seed
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.with_clean = rank, world, with_clean
         self.size, self.num_micro = share // world, stage.batch // share
         self._kinds, shares = zip(*stage.mixture, strict=True)
         self._shares = np.array(shares) / sum(shares)
@@ -111,22 +115,26 @@ class Batches(torch.utils.data.Dataset):
     def sample(self, step: int, slot: int) -> dict[str, Tensor | str]:
         """Return clip `slot` of a step over all processes: as a batch without its first axis, with "key"."""
         number = step * self.stage.batch + slot
-        sample = self._pair(number % self.data.pool if self.data.pool else number)
-        return sample | self._real_material(number)
+        return self._pair(number) | self._real_material(number)
 
     def _pair(self, number: int) -> dict[str, Tensor | str]:
         stage = self.stage
-        rng = self._generator(_PAIR, number)
-        kind = self._kinds[int(rng.choice(len(self._kinds), p=self._shares))]
-        clip = self.source.draw_clip(rng, stage.num_frames + self._spare[kind], _SCALE * stage.lr_size)
-        seed, spare = int(rng.integers(2**31)), int(rng.integers(self._spare[kind] + 1))
+        rng = self._generator(_PAIR, number % self.data.pool if self.data.pool else number)
+        # A stored output of a teacher that sees clean clips fits a clip however it is damaged.
+        damage = self._generator(_DAMAGE, number) if self.with_clean else rng
+        kind = self._kinds[int(damage.choice(len(self._kinds), p=self._shares))]
+        num_spare = max(self._spare.values()) if self.with_clean else self._spare[kind]
+        clip = self.source.draw_clip(rng, stage.num_frames + num_spare, _SCALE * stage.lr_size)
+        seed, spare = int(damage.integers(2**31)), int(rng.integers(num_spare + 1))
         if clip.lr is None:
             lr, degradation = degrade(clip.frames, kind, seed), f"{kind} {seed}, {_digest(DEGRADATIONS[kind])}"
         else:
             lr, degradation = clip.lr, "as it is"
         which = slice(spare, spare + stage.num_frames)
-        frame = f" frame {spare}" if self._spare[kind] else ""
+        frame = f" frame {spare}" if num_spare else ""
         sample = {"lr": to_network(lr[which]), "hr": to_network(clip.frames[which])}
+        if self.with_clean:
+            sample["clean"], degradation = clean_of(sample["hr"]), "clean"
         sample["key"] = f"{clip.name}{frame}; {degradation}"
         if stage.loss.flow > 0 and stage.loss.flow_source == "known":
             sample |= _known_motion(clip, stage.num_frames)
@@ -167,6 +175,11 @@ def draw_order(rng: np.random.Generator, num_frames: int) -> np.ndarray:
         order = rng.permutation(num_frames)
         if not (np.array_equal(order, forwards) or np.array_equal(order, forwards[::-1])):
             return order
+
+
+def clean_of(hr: Tensor) -> Tensor:
+    """[T,3,H,W] in [-1, 1] -> what a teacher of `sees` "clean" looks at, [T,3,H/4,W/4]."""
+    return to_network(degrade(to_frames(hr), "clean", 0))
 
 
 def to_network(frames: Tensor) -> Tensor:

@@ -197,6 +197,7 @@ class Trainer:
             rank=self.processes.rank,
             world=self.processes.num,
             micro_batch=self.config.micro_batch,
+            with_clean=self.config.teacher.sees == "clean",
         )
         self._num_micro = len(batches) // stage.steps
         loader = make_loader(batches, first, self.config.data.workers)

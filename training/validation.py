@@ -22,7 +22,7 @@ from adcvsr_core.video import VideoWriter
 from .average import Average
 from .clips import Clip, Source, detail
 from .config import TrainConfig
-from .sampling import to_frames, to_network
+from .sampling import clean_of, to_frames, to_network
 from .sources import open_source
 from .teachers import Teacher
 
@@ -80,7 +80,7 @@ class Validator:
         with average.inside(trained):
             columns["average"] = run_student(student, case.lr, self.strength)
         if self.teacher is not None:
-            sr = self.teacher(to_network(case.lr)[None].to(student.device), [case.key])
+            sr = self.teacher(teacher_input(case, self.config)[None].to(student.device), [case.key])
             columns["teacher"] = to_frames(sr[0].cpu())
         columns["hr"] = case.hr
         return columns
@@ -101,6 +101,11 @@ class Case:
     kind: str
     lr: Tensor
     hr: Tensor
+
+
+def teacher_input(case: Case, config: TrainConfig) -> Tensor:
+    """Return what a run's teacher sees of a case, [T,3,h,w] in [-1, 1]."""
+    return clean_of(to_network(case.hr)) if config.teacher.sees == "clean" else to_network(case.lr)
 
 
 def _lr_of(clip: Clip, kind: str, seed: int) -> Tensor:

@@ -9,6 +9,7 @@ from .base import Teacher
 from .cached import CachedTeacher
 from .dove import DoveTeacher
 from .osediff import OSEDiffTeacher
+from .peer import PeerTeacher
 from .student import StudentTeacher
 
 
@@ -43,5 +44,5 @@ def _make(config: TeacherConfig, device: torch.device) -> Teacher:
             raise ConfigError('teacher.kind "osediff" needs teacher.extra: the file of OSEDiff, PiSA-SR or AdcSR')
         return OSEDiffTeacher(config.path, config.extra, device)
     if config.extra:
-        raise ConfigError(f'teacher.kind "checkpoint" is one file; teacher.extra {config.extra!r} has no meaning')
-    return StudentTeacher(config.path, device)
+        raise ConfigError(f'teacher.kind "{config.kind}" is one file; teacher.extra {config.extra!r} has no meaning')
+    return PeerTeacher(config.path, device) if config.kind == "peer" else StudentTeacher(config.path, device)
