@@ -206,7 +206,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=Path("bundled_data"), help="made by both prepare_ commands")
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
-    parser.add_argument("--model", nargs="+", default=["default"], metavar="NAME[=FILE]", help="ours")
+    parser.add_argument("--model", nargs="+", default=["default"], metavar="NAME[=FILE[@DETAIL]]", help="ours")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS), help="other upscalers")
     parser.add_argument("--conditions", nargs="+", choices=CONDITIONS, default=list(CONDITIONS))
     parser.add_argument("--no-speed", dest="speed", action="store_false", help="do not time the methods")

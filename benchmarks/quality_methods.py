@@ -5,6 +5,7 @@ Each maps frames [T,h,w,3] in 0..1 to [T,4h,4w,3] on 8-bit levels. Knows nothing
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from adcvsr_core.checkpoint import load_student
+from adcvsr_core.color import scale_detail
 from adcvsr_core.degradation import to_levels
+from adcvsr_core.student import Student
 from training.checkpoints import sha256
 from training.peers import PEERS, enlarge, load_peer
-from training.sampling import to_frames
+from training.sampling import to_frames, to_network
 from training.validation import bicubic_frames, run_student
 
 Method = Callable[[Tensor], Tensor]
@@ -31,7 +34,8 @@ def make_methods(
 
     Args:
         data: the prepared folder with the peers' networks.
-        models: names and files of ours; each comes with and without its temporal blocks.
+        models: names and files of ours; each comes with and without its temporal blocks. FILE@1.5 runs it with that
+            gain on the detail it adds, as `--detail` does.
         store: folder in which what the peers make is kept between runs, None = nowhere.
         peers: which of them.
 
@@ -43,11 +47,12 @@ def make_methods(
         network = load_peer(name, data)
         method = _of_network(network)
         methods[name] = method if store is None else _kept(method, store, sha256(_weights_of(name, data)))
-    for name, file in models.items():
-        student = load_student(file)
-        methods[name] = lambda lr, student=student: run_student(student, lr, 1.0)
+    for name, model in models.items():
+        file, gain = re.fullmatch(r"(.*?)(?:@([0-9.]+))?", model).groups()
+        student, detail = load_student(file), float(gain or 1)
+        methods[name] = _of_student(student, 1.0, detail)
         if student.config.temporal != "none":
-            methods[name + WITHOUT_TIME] = lambda lr, student=student: run_student(student, lr, 0.0)
+            methods[name + WITHOUT_TIME] = _of_student(student, 0.0, detail)
     return methods
 
 
@@ -56,6 +61,16 @@ def lanczos_frames(lr: Tensor) -> Tensor:
     size = (4 * lr.shape[2], 4 * lr.shape[1])
     pictures = [Image.fromarray(frame).resize(size, Image.Resampling.LANCZOS) for frame in to_levels(lr)]
     return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).float() / 255
+
+
+def _of_student(student: Student, strength: float, detail: float) -> Method:
+    def run(lr: Tensor) -> Tensor:
+        made = run_student(student, lr, strength)
+        if detail == 1:
+            return made
+        return to_frames(scale_detail(to_network(made), to_network(lr), detail)).mul(255).round() / 255
+
+    return run
 
 
 def _of_network(network: torch.nn.Module) -> Method:

@@ -93,6 +93,17 @@ def test_what_is_kept_is_found_again_and_nothing_else(tmp_path: Path) -> None:
     assert len(calls) == 3
 
 
+def test_a_model_can_be_run_with_more_of_its_detail(tmp_path: Path, tiny_config) -> None:
+    file = tmp_path / "a@b.safetensors"
+    save_student(Student(dataclasses.replace(tiny_config, residual="bicubic")), file)
+    methods = quality_methods.make_methods(tmp_path, {"as it is": str(file), "more": f"{file}@1.5"}, None, [])
+    lr = torch.from_numpy(np.random.default_rng(0).random((2, 16, 16, 3), np.float32)) * 0.2 + 0.4
+    base = bicubic_frames(lr)
+    for time in ("", quality_methods.WITHOUT_TIME):
+        added, more = (methods[name + time](lr) - base for name in ("as it is", "more"))
+        assert 1.1 < more.std() / added.std() < 1.6, "coarse differences stay"
+
+
 def test_crawl_tells_sticking_detail_from_boiling_detail() -> None:
     setting = Setting(features=Path(), device=torch.device("cpu"))
     bench = quality.Bench(steps=make_steps(["crawl"], setting), setting=setting, read=None, out=Path())
