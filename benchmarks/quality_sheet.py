@@ -2,7 +2,7 @@
 
     python -m benchmarks.quality_sheet runs/quality --out docs/images/quality.jpg
 
-Reads the strips of a run with two models of ours, `default` and `rich`; knows nothing about how they were made.
+Reads the strips of a run with four models of ours, both ends of `default` and of `nano`, in this order; knows nothing about how they were made.
 """
 
 import argparse
@@ -21,6 +21,8 @@ COLUMNS = (
     "RealSR-DF2K",
     "fidelity 1",
     "fidelity 0",
+    "nano, fidelity 1",
+    None,
     "truth",
 )
 # strip -> top and left of the crop. Where ours does well and where it does not; the film and our own text alone, for

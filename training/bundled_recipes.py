@@ -1,8 +1,8 @@
 """The recipes of the models that come with the package, in the order in which they made them.
 
-Each begins with the student of the one before (`--init`), the rich one with that of `*_stage1`. `bundled_*` made
-`default`; `nano_*` are the same stages with fewer steps for the smaller network. Sizes fit two CPU cores: see
-training/README.md for how long each took. Knows nothing about how a run is done.
+Each begins with the student of the one before (`--init`). `bundled_*` made `default`; `nano_*` are the same stages with
+fewer steps for the smaller network. Sizes fit two CPU cores: see training/README.md for how long each took. Knows
+nothing about how a run is done.
 """
 
 from dataclasses import replace
@@ -23,12 +23,6 @@ UNSTEADY = (
 
 # The teacher's pictures are of clean clips: most is to be learned there.
 RICH_DAMAGE = (("clean", 0.5), ("h264", 0.25), ("light", 0.1), ("realbasicvsr", 0.05), ("film", 0.03), ("aigen", 0.07))
-NOISY = (
-    ("clean", 0.32), ("h264", 0.25), ("noise10", 0.18), ("light", 0.1), ("realbasicvsr", 0.07), ("aigen", 0.05),
-    ("film", 0.03),
-)  # fmt: skip
-# A quarter of the clips are pages of text: small letters are what small networks mangle first.
-MATERIAL = DataConfig(video_share=0.4)
 
 EVERYTHING = (
     ("clean", 0.35), ("h264", 0.25), ("light", 0.15), ("noise10", 0.08), ("realbasicvsr", 0.07), ("film", 0.03),
@@ -94,22 +88,6 @@ def bundled_stage1() -> TrainConfig:
     return _clip_run("bundled_stage1", blocks, together)
 
 
-def bundled_steady() -> TrainConfig:
-    """The faithful end goes on: more noise, more text, and twice the weight on what flickers."""
-    clips = bundled_stage1().stages[-1]
-    steady = replace(
-        clips,
-        name="noise and text",
-        steps=3600,
-        mixture=NOISY,
-        learning_rate=3e-4,
-        temporal_learning_rate=8e-4,
-        seed_offset=13,
-        loss=LossConfig(frame_difference=1.0),
-    )
-    return replace(_clip_run("bundled_steady", steady), data=MATERIAL)
-
-
 def bundled_rich() -> TrainConfig:
     """The rich end: all weights go on from the faithful end (`bundled_stage1`), after a larger network's pictures.
 
@@ -119,7 +97,7 @@ def bundled_rich() -> TrainConfig:
     """
     distilled = StageConfig(
         name="distilled",
-        steps=1500,
+        steps=800,
         batch=2,
         num_frames=5,
         lr_size=32,
@@ -131,10 +109,10 @@ def bundled_rich() -> TrainConfig:
         temporal_learning_rate=2e-4,
         warmup=30,
         seed_offset=12,
-        loss=LossConfig(epsilon=0.01, perceptual=0.2, perceptual_frames=2, flow=0.25),
+        loss=LossConfig(epsilon=0.01, perceptual=0.08, perceptual_frames=2, flow=0.25),
     )
     teacher = TeacherConfig(kind="peer", sees="clean")
-    return replace(_clip_run("bundled_rich", distilled), data=replace(MATERIAL, pool=480), teacher=teacher)
+    return replace(_clip_run("bundled_rich", distilled), data=DataConfig(video_share=0.4, pool=480), teacher=teacher)
 
 
 def bundled_stage2() -> TrainConfig:

@@ -19,7 +19,6 @@ from .bundled_recipes import (
     bundled_rich,
     bundled_stage1,
     bundled_stage2,
-    bundled_steady,
     nano_2d,
     nano_rich,
     nano_stage1,
@@ -346,7 +345,6 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     for recipe in (
         bundled_2d,
         bundled_stage1,
-        bundled_steady,
         bundled_rich,
         bundled_stage2,
         nano_2d,
