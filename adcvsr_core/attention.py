@@ -18,7 +18,8 @@ class Attention(nn.Module):
     """Self-attention over a frame's pixels, given as tokens [N,H*W,C], with scale 1 / sqrt(C / heads).
 
     AdcSR keeps Stable Diffusion's number of heads while it prunes the width, so its heads are 48 wide, not 64,
-    and the scale follows the width.
+    and the scale follows the width. Nothing is masked, and a head is a multiple of 8 wide (48, the decoder's 256), its
+    numbers side by side: all that PyTorch's flash kernel asks in half precision, on a GPU that has it.
     """
 
     def __init__(self, channels: int, heads: int, qkv_bias: bool):

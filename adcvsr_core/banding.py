@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layers import ResBlock, Upsample
+from .norms import Moments, affine, moments
 
 Rows = Callable[[int, int], Tensor]  # (start, stop) -> those rows of a map [N,C,H,W]
 
@@ -57,18 +58,18 @@ def _activated(norm: nn.Module, rows: Rows, height: int, band: int) -> Rows:
     """Return silu(norm(x)), with the statistics of all rows."""
     if not isinstance(norm, nn.GroupNorm):
         return lambda start, stop: F.silu(norm(rows(start, stop)))
-    scale, shift = _affine(norm, rows, height, band)
+    scale, shift = affine(norm, moments(norm, lambda: _merged_moments(norm, rows, height, band)))
 
     def result(start: int, stop: int) -> Tensor:
         part = rows(start, stop)
         # In float32, as F.group_norm computes inside: half-precision factors would lose digits.
-        return F.silu(torch.addcmul(shift, part.to(scale.dtype), scale)).to(part.dtype)
+        return F.silu(torch.addcmul(shift, part.to(scale.dtype), scale), inplace=True).to(part.dtype)
 
     return result
 
 
-def _affine(norm: nn.GroupNorm, rows: Rows, height: int, band: int) -> tuple[Tensor, Tensor]:
-    """Return GroupNorm over the whole map as a factor and a summand for each channel, [N,C,1,1]."""
+def _merged_moments(norm: nn.GroupNorm, rows: Rows, height: int, band: int) -> Moments:
+    """Return mean and variance of every frame and group over all rows, merged band by band."""
     count, mean, spread = 0, 0.0, 0.0  # of the rows so far; spread is the sum of squared distances from the mean
     for start in range(0, height, band):
         part = rows(start, min(start + band, height))
@@ -78,11 +79,7 @@ def _affine(norm: nn.GroupNorm, rows: Rows, height: int, band: int) -> tuple[Ten
         total, step = count + part_count, part_mean - mean
         spread = spread + variance * part_count + step**2 * (count * part_count / total)
         mean, count = mean + step * (part_count / total), total
-    factor = torch.rsqrt(spread / count + norm.eps)
-    weight, bias = (each.to(mean.dtype).view(norm.num_groups, -1) for each in (norm.weight, norm.bias))
-    scale = weight * factor[..., None]
-    shift = bias - scale * mean[..., None]
-    return tuple(each.flatten(1)[..., None, None] for each in (scale, shift))
+    return mean, spread / count
 
 
 def _convolved(conv: nn.Conv2d, rows: Rows, height: int) -> Rows:

@@ -28,6 +28,7 @@ from .errors import AdcvsrError, Cancelled, ConfigError
 from .lora import is_lora, load_with_lora, parse_lora, read_lora
 from .memory import keep_freed_memory
 from .needs import describe_needs, describe_plan, trial_seconds
+from .pipeline import Ahead, Behind
 from .student import Student
 from .video import CODECS, VideoWriter, read_video, save_png
 
@@ -131,7 +132,12 @@ def _add_upscale(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument(
-        "--compile", action="store_true", help="compile the layers first: a minute or more, then faster; for long clips"
+        "--compile",
+        nargs="?",
+        const="layers",
+        choices=("layers", "graphs"),
+        help="compile the layers first: a minute or more, then faster; for long clips. graphs: and replay them as CUDA "
+        "graphs, which nobody has tried on a GPU yet",
     )
     parser.add_argument("--codec", default="auto", choices=("auto", *CODECS), help="auto: h264, or vp9 for .webm")
     parser.add_argument("--crf", type=int, help="quality of the codec, lower is better")
@@ -196,9 +202,14 @@ def run_upscale(options: argparse.Namespace) -> None:
             lora = f" with {options.lora[0]} at {options.lora[1]:g}" if options.lora else ""
             fidelity = f" at fidelity {options.fidelity:g}" if options.fidelity < 1 else ""
             console.print(f"model {options.model}{fidelity}{lora}, {describe_plan(plan, student)}")
-            with _progress(reader.num_frames, "upscaling") as on_progress, _keeping(writer):
-                for frames in upscale(reader, student, config, on_progress):
-                    writer.write(frames, reader.take_pts(len(frames)))
+            with (
+                _progress(reader.num_frames, "upscaling") as on_progress,
+                _keeping(writer),
+                Ahead(reader) as pieces,
+                Behind(writer.write) as write,
+            ):
+                for frames in upscale(pieces, student, config, on_progress):
+                    write(frames, reader.take_pts(len(frames)))
         for line in dict.fromkeys(reader.warnings + writer.warnings):
             warnings.warn(line, stacklevel=1)
     console.print(f"{writer.num_frames} frames, peak memory {_peak_memory()}")
@@ -220,7 +231,7 @@ def _load(options: argparse.Namespace, device: torch.device) -> Student:
         options.model, *(options.lora or ()), dtype=dtype, device=device, fidelity=options.fidelity
     )
     if options.compile:
-        warning = " ".join(filter(None, (warning, compile_layers(student))))
+        warning = " ".join(filter(None, (warning, compile_layers(student, graphs=options.compile == "graphs"))))
     if warning:
         warnings.warn(warning, stacklevel=1)
     return student

@@ -4,11 +4,11 @@ Works on single frames [N,C,h,w] and knows nothing about time or the UNet. Its m
 AdcSR trains with the UNet, not the one in the pretrained decoder file. Source: AdcSR (arXiv 2411.13383).
 """
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .banding import run_head, run_levels
 from .config import WHOLE_FRAMES, StepConfig, StudentConfig
+from .fused import norm_silu
 from .layers import FrameAttention, ResBlock, Upsample, make_norm
 
 _EPS = 1e-6
@@ -57,4 +57,4 @@ class Decoder(nn.Module):
         h = self.mid(features, how.attention_window // 2)
         if how.band:
             return run_head(self.norm_out, self.conv_out, run_levels(self.up, h, how.band), how.band)
-        return self.conv_out(F.silu(self.norm_out(self.up(h))))
+        return self.conv_out(norm_silu(self.norm_out, self.up(h), own=True))

@@ -6,6 +6,7 @@ A frame is yielded as soon as it is final, and memory does not depend on the cli
 files, nodes or checkpoints: it takes an iterable of frames and a Student.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -23,13 +24,16 @@ from .config import UpscaleConfig
 from .errors import Cancelled, InputError, NonFiniteError, OutOfMemory
 from .ladder import Footing, rungs
 from .memory import is_out_of_memory, release_cached
-from .planner import MemoryPlan, plan_memory
+from .norms import lending, noting
+from .pipeline import Landing
+from .planner import MemoryPlan, plan_memory, shares_norms
 from .shots import find_cuts
 from .streaming import StreamState
 from .student import Student
 from .tiling import plan_tiles
 
 OnProgress = Callable[[int, int | None, Tensor], None]
+_FRAME_BYTES = 3 * torch.float32.itemsize  # a pixel of a frame outside the network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +73,8 @@ def plan_run(
     multiple = student.multiple_of
     padded = tuple(-(-size // multiple) * multiple for size in work)
     device = device or student.device
-    memory = plan_memory(student.config, config, padded, student.dtype, device, multiple, available)
+    frame_bytes = (_FRAME_BYTES * height * width, _FRAME_BYTES * target[0] * target[1])
+    memory = plan_memory(student.config, config, padded, student.dtype, device, multiple, available, frame_bytes)
     return RunPlan(source=(height, width), work=work, padded=padded, target=target, memory=memory)
 
 
@@ -123,6 +128,7 @@ class _Run:
         self.done = 0
         self.students = {(student.device.type, student.dtype): student}
         self.footing: Footing  # where the run stands now; it only goes down
+        self.landing: Landing | None = None  # finished frames that are being copied to the CPU
 
     def frames(self) -> Iterator[Tensor]:
         pieces = _checked(self.source)
@@ -142,17 +148,27 @@ class _Run:
                 if begin in starts:
                     yield from self._emit(shot.finish())
                     shot = _Shot(self, plan)
-                yield from self._emit(shot.push(chunk[begin:end]))
+                yield from self._emit(shot.push(chunk[begin:end], ends=end < len(chunk)))
             previous = chunk[-1]
         yield from self._emit(shot.finish())
+        yield from self._land()
 
-    def _emit(self, finished: Iterator[Tensor]) -> Iterator[Tensor]:
-        total = getattr(self.source, "num_frames", None)
-        for frames in finished:
-            self.done += len(frames)
-            if self.on_progress is not None:
-                self.on_progress(self.done, total, frames[-1])
-            yield frames
+    def _emit(self, finished: Iterator[Landing]) -> Iterator[Tensor]:
+        """Yield frames as soon as they are there; what a GPU still copies waits while it is given its next step."""
+        for landing in finished:
+            yield from self._land()
+            self.landing = landing
+            if not landing.is_under_way:
+                yield from self._land()
+
+    def _land(self) -> Iterator[Tensor]:
+        if self.landing is None:
+            return
+        frames, self.landing = self.landing.frames(), None
+        self.done += len(frames)
+        if self.on_progress is not None:
+            self.on_progress(self.done, getattr(self.source, "num_frames", None), frames[-1])
+        yield frames
 
     def check_cancelled(self) -> None:
         if self.cancelled is not None and self.cancelled():
@@ -177,36 +193,50 @@ class _Shot:
     def __init__(self, run: _Run, plan: RunPlan):
         self.run = run
         self.plan = plan
-        at_home = run.footing.device == run.student.device
-        self.dtype = run.student.dtype if at_home else torch.float32
+        self.refuge: Footing | None = None  # where this shot ends when the run's next footing waits for the cut
+        self.dtype = self._usual_dtype()
         self.waiting: deque[Tensor] = deque()  # [3,h,w], unpadded
         # What a stream must see again before it can go on with other tiles.
         self.past: deque[Tensor] = deque(maxlen=run.student.lookahead if run.config.temporal_strength else 0)
         self.num_pushed = 0  # of those that wait
+        self.num_finished = 0
+        self.ends = False  # whether the shot's last frame is known
         self.behind = False  # whether new streams have to be shown what was pushed before
         self.again = 0  # frames that new streams will make once more
         self._begin_streams()
 
+    @property
+    def footing(self) -> Footing:
+        return self.refuge or self.run.footing
+
+    def _usual_dtype(self) -> torch.dtype:
+        student = self.run.student
+        return student.dtype if self.run.footing.device == student.device else torch.float32
+
     def _begin_streams(self) -> None:
-        footing, multiple = self.run.footing, self.run.student.multiple_of
+        footing, multiple = self.footing, self.run.student.multiple_of
         self.grid = plan_tiles(*self.plan.padded, footing.tile, self.run.config.overlap, multiple)
         fresh = StreamState(recompute_skips=footing.recompute_skips, offload=footing.offload)
-        self.states = [fresh.copy() for _ in self.grid.tiles]
+        self.shares_norms = shares_norms(self.run.student.config, self.grid)
+        # The picture that lends the tiles its statistics comes last.
+        self.states = [fresh.copy() for _ in range(len(self.grid.tiles) + self.shares_norms)]
 
-    def push(self, frames: Tensor) -> Iterator[Tensor]:
-        """Push frames [t,H,W,3] and yield the finished ones."""
+    def push(self, frames: Tensor, ends: bool) -> Iterator[Landing]:
+        """Push frames [t,H,W,3] and yield the finished ones; `ends` tells that a cut follows."""
+        self.ends = ends
         lr = _to_lr(frames, self.plan.work)
         self.waiting += lr.unbind()
         yield from self._step(lr, last=False)
 
-    def finish(self) -> Iterator[Tensor]:
+    def finish(self) -> Iterator[Landing]:
         """End the shot and yield the frames that waited for it."""
+        self.ends = True
         yield from self._step(torch.empty((0, 3, *self.plan.work)), last=True)
 
-    def _step(self, lr: Tensor, last: bool) -> Iterator[Tensor]:
+    def _step(self, lr: Tensor, last: bool) -> Iterator[Landing]:
         start = 0
         while True:
-            part = lr[start : start + self.run.footing.chunk]
+            part = lr[start : start + self.footing.chunk]
             ends = start + len(part) == len(lr)
             try:
                 if self.behind:
@@ -223,7 +253,7 @@ class _Shot:
             self.num_pushed += len(part)
             again, sr = sr[: self.again], sr[self.again :]
             self.again -= len(again)
-            for batch in sr.split(self.run.footing.chunk) if len(sr) else ():
+            for batch in sr.split(self.footing.chunk) if len(sr) else ():
                 yield self._to_frames(batch)
             start += len(part)
             if ends and (not last or self.states[0].closed):
@@ -232,18 +262,19 @@ class _Shot:
     @torch.no_grad()
     def _push_tiles(self, lr: Tensor, last: bool) -> Tensor:
         """Move every tile's stream on by the same frames, or a bit on to its end, or none of them."""
-        footing = self.run.footing
+        footing = self.footing
         student = self.run.student_in(footing.device, self.dtype)
         clip = _pad(lr, self.plan.padded).to(student.device)[None]
         states = [state.copy() for state in self.states]
         tiles, scale = self.grid.tiles, student.scale
+        noted = None
+        if self.shares_norms:
+            with noting(student) as noted:
+                self._advance(student, self.grid.sample(clip, student.multiple_of), states[-1], last)
         canvas = None
-        for tile, state in zip(tiles, states, strict=True):
-            self.run.check_cancelled()
-            if last:
-                sr = student.drain(tile.of(clip), state, footing.how)[0]
-            else:
-                sr = student(tile.of(clip), state, False, self.run.config.temporal_strength, footing.how)[0]
+        for tile, state in zip(tiles, states, strict=False):
+            with contextlib.nullcontext() if noted is None else lending(student, noted):
+                sr = self._advance(student, tile.of(clip), state, last)
             if len(tiles) == 1:
                 canvas = sr
                 break
@@ -253,18 +284,26 @@ class _Shot:
         self.states = states
         return canvas[..., : self.plan.work[0] * scale, : self.plan.work[1] * scale]
 
+    def _advance(self, student: Student, lr: Tensor, state: StreamState, last: bool) -> Tensor:
+        """Push LR frames [1,t,3,h,w] to one stream, or drain it by a bit; returns SR [t',3,4h,4w]."""
+        self.run.check_cancelled()
+        how = self.footing.how
+        if last:
+            return student.drain(lr, state, how)[0]
+        return student(lr, state, False, self.run.config.temporal_strength, how)[0]
+
     def _catch_up(self) -> None:
         """Show new streams what the old ones had seen, as far back as it matters; drop what was finished already."""
         self._begin_streams()
         self.again = len(self.past)
         seen = [*self.past, *itertools.islice(self.waiting, self.num_pushed)]
-        for part in torch.stack(seen).split(self.run.footing.chunk):
+        for part in torch.stack(seen).split(self.footing.chunk):
             self.again -= len(self._push_tiles(part, last=False))
         self.behind = False
 
     def _widen(self, error: NonFiniteError) -> None:
         """Go on in a type of the next larger range."""
-        device = self.run.footing.device
+        device = self.footing.device
         has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
         wider = torch.bfloat16 if self.dtype == torch.float16 and has_bf16 else torch.float32
         if self.dtype in (torch.float32, torch.float64):
@@ -276,40 +315,61 @@ class _Shot:
 
     def _step_down(self, error: Exception) -> None:
         """Take the ladder's next rung, or raise OutOfMemory below the last."""
-        old, student = self.run.footing, self.run.student
+        old, student = self.footing, self.run.student
         release_cached(old.device)
-        footing, meaning = next(rungs(old, student.config, *self.plan.padded, student.multiple_of), (None, ""))
-        if footing is None:
+        if self.refuge is not None:
+            self._leave_refuge()
+            return
+        ladder = list(rungs(old, student.config, *self.plan.padded, student.multiple_of))
+        if not ladder:
             raise OutOfMemory(
                 f"out of memory with one frame of {self.plan.work[1]}x{self.plan.work[0]} per step; "
                 "choose a smaller work size, or another device"
             ) from error
-        warnings.warn(f"out of memory: {meaning}", stacklevel=2)
+        footing, meaning = ladder[0]
         self.run.footing = footing
-        if footing.device != old.device:
+        last = ladder[-1][0].device
+        if footing.tile != old.tile and self.num_finished and self.ends and last != old.device:
+            self.refuge = dataclasses.replace(old, device=last, offload=False)
+            meaning = f"the CPU finishes the last {len(self.waiting)} frames of this shot; from the cut on {meaning}"
+        warnings.warn(f"out of memory: {meaning}", stacklevel=2)
+        if self.footing.device != old.device:
             self.dtype = torch.float32
             self.states = [dataclasses.replace(s.to("cpu", torch.float32), offload=False) for s in self.states]
         elif footing.offload != old.offload:
             self.states = [state.offloaded() for state in self.states]
         elif (footing.tile, footing.recompute_skips) != (old.tile, old.recompute_skips):
-            self.behind = self.num_pushed > 0
-            self._begin_streams()
+            self._rebuild()
 
-    def _to_frames(self, sr: Tensor) -> Tensor:
-        """Finish SR [t,3,4h,4w] in [-1, 1] as frames [t,sH,sW,3] in 0..1 on the CPU, as many at once as layers take."""
+    def _leave_refuge(self) -> None:
+        """Stand where the run stands already: the CPU has too little memory as well."""
+        self.refuge = None
+        self.dtype = self._usual_dtype()
+        warnings.warn("out of memory on the CPU too: the change does not wait for the cut", stacklevel=2)
+        self._rebuild()
+
+    def _rebuild(self) -> None:
+        """Begin new streams, to be shown what the old ones had seen."""
+        self.behind = self.num_pushed > 0
+        self._begin_streams()
+
+    def _to_frames(self, sr: Tensor) -> Landing:
+        """Finish SR [t,3,4h,4w] in [-1, 1] as frames [t,sH,sW,3] in 0..1, as many at once as layers take."""
         lr = torch.stack([self.waiting.popleft() for _ in sr])
         self.num_pushed -= len(lr)
+        self.num_finished += len(lr)
         self.past += lr.unbind()
-        at_once = self.run.footing.how.frame_batch or len(sr)
-        return torch.cat([self._finish(*part) for part in zip(sr.split(at_once), lr.split(at_once), strict=True)])
+        at_once = self.footing.how.frame_batch or len(sr)
+        parts = zip(sr.split(at_once), lr.split(at_once), strict=True)
+        return Landing((self._finish(*part) for part in parts), self.footing.device)
 
     @torch.no_grad()
     def _finish(self, sr: Tensor, lr: Tensor) -> Tensor:
-        config, device = self.run.config, self.run.footing.device
+        config, device = self.run.config, self.footing.device
         sr, lr = sr.to(device).float(), lr.to(device)
         color = self.run.student.config.color if config.color == "auto" else config.color
         sr = resize(scale_detail(match_color(sr, lr, color), lr, config.detail), *self.plan.target)
-        return ((sr + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).contiguous().cpu()
+        return ((sr + 1) / 2).clamp(0, 1).permute(0, 2, 3, 1).contiguous()
 
 
 def _to_lr(frames: Tensor, size: tuple[int, int]) -> Tensor:

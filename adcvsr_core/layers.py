@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .attention import Attention
+from .fused import add_onto, geglu, norm_silu
 
 # GroupNorm uses the first of these that divides the width, because pruning leaves widths that 32 does not divide.
 _GROUPS = (32, 24, 16, 12, 8, 6, 4, 2, 1)
@@ -38,9 +39,9 @@ class ResBlock(nn.Module):
     def forward(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         """Map [N,C,H,W]; with a skip [N,C',H,W] the two are concatenated first."""
         x = x if skip is None else torch.cat((x, skip), dim=1)
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
-        return self.shortcut(x) + h
+        h = self.conv1(norm_silu(self.norm1, x))
+        h = norm_silu(self.norm2, h, own=True)  # a line of its own, which lets the first convolution's result go
+        return add_onto(self.conv2(h), self.shortcut(x))
 
 
 class Transformer(nn.Module):
@@ -59,10 +60,9 @@ class Transformer(nn.Module):
 
     def forward(self, x: Tensor, window: int = 0) -> Tensor:
         h = self.proj_in(rearrange(self.norm(x), "n c h w -> n (h w) c"))
-        h = h + self.attention(self.norm1(h), x.shape[2:], window)
-        value, gate = self.ff_in(self.norm2(h)).chunk(2, dim=-1)
-        h = h + self.ff_out(value * F.gelu(gate))
-        return x + rearrange(self.proj_out(h), "n (h w) c -> n c h w", h=x.shape[2])
+        h = add_onto(self.attention(self.norm1(h), x.shape[2:], window), h)
+        h = add_onto(self.ff_out(geglu(self.ff_in(self.norm2(h)))), h)
+        return add_onto(rearrange(self.proj_out(h), "n (h w) c -> n c h w", h=x.shape[2]), x)
 
 
 class FrameAttention(nn.Module):
@@ -75,7 +75,7 @@ class FrameAttention(nn.Module):
 
     def forward(self, x: Tensor, window: int = 0) -> Tensor:
         h = self.attention(rearrange(self.norm(x), "n c h w -> n (h w) c"), x.shape[2:], window)
-        return x + rearrange(h, "n (h w) c -> n c h w", h=x.shape[2])
+        return add_onto(rearrange(h, "n (h w) c -> n c h w", h=x.shape[2]), x)
 
 
 class Downsample(nn.Module):

@@ -82,6 +82,8 @@ def describe_needs(plan: RunPlan, student: Student, num_frames: int | None, seco
     rows = {
         "RAM" if on_cpu else f"memory of {memory.footing.device}": f"{_gib(total)}: weights {_gib(memory.weights)}, "
         f"steps {_gib(memory.step)} of the {_gib(memory.budget)} that they may take",
+        "frames": f"{_gib(memory.frames)} {'of it' if on_cpu else 'of RAM'} for frames that are read ahead or wait to "
+        "be written",
         "temporal state": f"{_gib(memory.state)} in all" + (", in RAM" if memory.footing.offload else ""),
         "speed": f"about {1 / seconds:.2f} frames a second (scaled from a trial of {_TRIAL_EDGE}x{_TRIAL_EDGE})",
     }
@@ -107,9 +109,8 @@ def trial_seconds(plan: RunPlan, student: Student, temporal_strength: float) -> 
         student(frames, state, False, temporal_strength).sum().item()  # reading a value waits for the device
         best = min(best, time.perf_counter() - started) if state.frames_out >= _TRIAL_FRAMES else best
     small = count_flops(student.config, _TRIAL_EDGE, _TRIAL_EDGE, temporal_strength)
-    tiles = plan.memory.grid
-    large = count_flops(student.config, *tiles.tile_size, temporal_strength, plan.memory.footing.how)
-    return best / _TRIAL_FRAMES * large * len(tiles.tiles) / small
+    large = count_flops(student.config, *plan.memory.grid.tile_size, temporal_strength, plan.memory.footing.how)
+    return best / _TRIAL_FRAMES * large * plan.memory.num_streams / small
 
 
 def _gib(num_bytes: int) -> str:

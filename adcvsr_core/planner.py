@@ -15,6 +15,7 @@ from .cost import count_parameters
 from .footprint import footprint
 from .ladder import TRAINED_EDGE, Footing, rungs
 from .memory import available_bytes
+from .pipeline import waiting_bytes
 from .tiling import TileGrid, plan_tiles
 
 # Share of the free memory that a step may plan with; the rest is for convolutions' workspaces, blocks that allocators
@@ -35,15 +36,19 @@ class MemoryPlan:
         footing: the settings.
         grid: the tiles of a frame; one when there are none.
         weights: the network's.
-        state: the temporal state's between steps, of all tiles, wherever it rests.
-        step: the most that is alive in a step on the device, beside the weights.
+        num_streams: of the tiles, and of the sample that lends them its GroupNorms' statistics.
+        state: the temporal state's between steps, of all streams, wherever it rests.
+        frames: the RAM of frames on their way in and out, see pipeline.py.
+        step: the most that is alive in a step on the device, beside the weights; on a CPU with `frames`.
         budget: what a step may take.
     """
 
     footing: Footing
     grid: TileGrid
     weights: int
+    num_streams: int
     state: int
+    frames: int
     step: int
     budget: int
 
@@ -60,6 +65,7 @@ def plan_memory(
     device: torch.device,
     multiple: int,
     available: int | None = None,
+    frame_bytes: tuple[int, int] = (0, 0),
 ) -> MemoryPlan:
     """Choose the first footing of the ladder that fits, or the one that takes least.
 
@@ -70,6 +76,7 @@ def plan_memory(
         device: where the network will compute.
         multiple: what tiles' edges must be a multiple of.
         available: free bytes on the device beside the weights; None = as the device says now.
+        frame_bytes: of a source frame and of a finished one.
 
     Raises:
         ConfigError: a tile or overlap that does not fit.
@@ -97,7 +104,7 @@ def plan_memory(
         footing = dataclasses.replace(
             footing, how=how, chunk=config.chunk or footing.chunk, tile=config.tile or footing.tile
         )
-        plan = _predict(footing, student_config, config, size, dtype, multiple, weights, budget)
+        plan = _predict(footing, student_config, config, size, dtype, multiple, weights, budget, frame_bytes)
         if best is None or plan.step < best.step:
             best = plan
         if plan.fits:
@@ -114,6 +121,7 @@ def _predict(
     multiple: int,
     weights: int,
     budget: int,
+    frame_bytes: tuple[int, int],
 ) -> MemoryPlan:
     grid = plan_tiles(*size, footing.tile, config.overlap, multiple)
     counted = footprint(
@@ -125,16 +133,26 @@ def _predict(
         offload=footing.offload,
         recompute_skips=footing.recompute_skips,
     )
-    others = (len(grid.tiles) - 1) * counted.state
+    num_streams = len(grid.tiles) + shares_norms(student_config, grid)
+    others = (num_streams - 1) * counted.state
     chunk = 1 if student_config.recurrent and config.temporal_strength else footing.chunk
+    frames = waiting_bytes(*frame_bytes, footing.chunk, footing.device)
+    step = counted.peak(chunk, footing.how.frame_batch) + (0 if footing.offload else others)
     return MemoryPlan(
         footing=footing,
         grid=grid,
         weights=weights,
+        num_streams=num_streams,
         state=counted.state + others,
-        step=counted.peak(chunk, footing.how.frame_batch) + (0 if footing.offload else others),
+        frames=frames,
+        step=step + (frames if footing.device.type == "cpu" else 0),
         budget=budget,
     )
+
+
+def shares_norms(config: StudentConfig, grid: TileGrid) -> bool:
+    """Tell whether tiles take their GroupNorms' statistics from a sample of the whole frame, as large as a tile."""
+    return config.norm == "group" and len(grid.tiles) > 1
 
 
 def _automatic_window(config: StudentConfig, height: int, width: int) -> int:

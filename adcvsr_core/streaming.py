@@ -116,6 +116,7 @@ class Push:
         last: whether the clip ends with them.
         check_finite: whether `commit` refuses new state that holds NaN or infinity.
         how: how spatial layers compute; may differ from push to push.
+        copies: whether to copy what layers return before it is kept, because the next step overwrites it.
 
     Attributes:
         ends: whether temporal blocks meet the clip's end now; `last`, unless they are drained one after the other.
@@ -132,6 +133,7 @@ class Push:
         last: bool,
         check_finite: bool,
         how: StepConfig = WHOLE_FRAMES,
+        copies: bool = False,
     ):
         if state.closed:
             raise StreamError("this stream has ended (a push said last=True); start a new StreamState()")
@@ -150,6 +152,7 @@ class Push:
         self.strength = binding.strength
         self.recompute_skips = state.recompute_skips
         self.num_frames = num_frames
+        self._copies = copies
         self._device = "cpu" if state.offload else None  # where new state rests; None = where it was made
         self._slots = dict(state.slots)
         self._sums: list[Tensor] | None = [] if check_finite else None
@@ -190,7 +193,8 @@ class Push:
         """Append frames [B,T,C,H,W] to a queue."""
         if frames.shape[1]:
             self.watch(frames)
-            self._slots[name] = Slot((*self._slots.get(name, Slot()).pieces, frames.to(device=self._device)))
+            resting = frames.to(device=self._device, copy=self._copies)
+            self._slots[name] = Slot((*self._slots.get(name, Slot()).pieces, resting))
 
     def take(self, name: str, num_frames: int, like: Tensor) -> Tensor:
         """Remove the first `num_frames` (1 or more) of a queue, onto the device of `like`."""

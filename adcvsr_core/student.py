@@ -32,10 +32,12 @@ class Student(nn.Module):
         lookahead: frames that must follow a frame before it can be emitted, when the temporal strength is above 0.
         halo: frames on either side that a part of a clip needs to come out as in the whole clip, or None when no number
             is enough: a recurrent student remembers all that came before.
+        reuses_memory: whether what its layers return is overwritten in the next step, as by CUDA graphs (compiled.py).
     """
 
     scale = 4
     multiple_of = 16
+    reuses_memory = False
 
     def __init__(self, config: StudentConfig):
         super().__init__()
@@ -150,7 +152,10 @@ class Student(nn.Module):
     ) -> Tensor:
         batch, num_frames, _, height, width = lr.shape
         binding = Binding(batch, height, width, self.dtype, strength)
-        push = Push(stream, binding, num_frames, last, check_finite=not self.training, how=how)
+        if self.reuses_memory:
+            torch.compiler.cudagraph_mark_step_begin()
+        copies = self.reuses_memory
+        push = Push(stream, binding, num_frames, last, check_finite=not self.training, how=how, copies=copies)
         push.ends = last and stage is None
         if self.config.recurrent and strength > 0:
             sr = self._run_in_turn(lr, push)

@@ -1,8 +1,8 @@
 """Spatial tiles with one-sided ramps: where they lie, how their results are joined.
 
-Tiling is not exact, since attention and GroupNorm see only their tile; the engine tiles only when told to or
-when a frame does not fit the memory. A ramp runs only towards a neighbour, so the weight at the picture's own
-border is never 0. Knows nothing about networks.
+Tiling is not exact, since attention sees only its tile, and GroupNorm at best a sample of the whole (norms.py);
+the engine tiles only when told to or when a frame does not fit the memory. A ramp runs only towards a neighbour, so the
+weight at the picture's own border is never 0. Knows nothing about networks.
 """
 
 from dataclasses import dataclass
@@ -42,6 +42,21 @@ class TileGrid:
     def tile_size(self) -> Span:
         """Height and width of every tile, in LR pixels."""
         return tuple(span[0][1] - span[0][0] for span in (self.row_spans, self.column_spans))
+
+    def sample(self, frames: Tensor, multiple: int) -> Tensor:
+        """Put a picture as large as a tile together from pieces of the whole one, at its own scale.
+
+        Args:
+            frames: [...,H,W].
+            multiple: what pieces' positions and edges are a multiple of, in LR pixels.
+
+        Returns:
+            [...,h,w]: one piece from the middle of each cell, where cells divide the picture as tiles do.
+        """
+        for dim, spans in ((-2, self.row_spans), (-1, self.column_spans)):
+            pieces = [frames.narrow(dim, start, stop - start) for start, stop in _pieces(spans, multiple)]
+            frames = torch.cat(pieces, dim)
+        return frames
 
     def weight(self, tile: Tile, scale: int) -> Tensor:
         """Return a tile's share of the output, [h*scale, w*scale]; over all tiles the shares add up to 1."""
@@ -86,6 +101,18 @@ def _spans(size: int, tile: int, overlap: int) -> tuple[Span, ...]:
     # Spread evenly, so that the last tile does not overlap more than the others.
     starts = [round(i * (size - tile) / (count - 1)) for i in range(count)]
     return tuple((start, start + tile) for start in starts)
+
+
+def _pieces(spans: tuple[Span, ...], multiple: int) -> list[Span]:
+    size, tile, count = spans[-1][1], spans[0][1], len(spans)
+    edges = [round(i * tile / count / multiple) * multiple for i in range(count + 1)]
+    pieces = []
+    for index in range(count):
+        length, middle = edges[index + 1] - edges[index], (index + 0.5) * size / count
+        start = round((middle - length / 2) / multiple) * multiple
+        start = min(max(0, start), size - length)
+        pieces.append((start, start + length))
+    return pieces
 
 
 def _share(spans: tuple[Span, ...], span: Span, scale: int) -> Tensor:

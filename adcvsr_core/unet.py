@@ -7,10 +7,10 @@ inserting modules between AdcSR's blocks does. Source: AdcVSR (arXiv 2603.00458)
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import StudentConfig
+from .fused import norm_silu
 from .layers import Downsample, ResBlock, Transformer, Upsample, make_norm, per_frame
 from .streaming import Push, TemporalBlock
 
@@ -166,7 +166,7 @@ class UNet(nn.Module):
         return h + self.temporal_in(x[:, 12:]) if x.shape[1] > 12 else h
 
     def _leave(self, h: Tensor) -> Tensor:
-        return self.conv_out(F.silu(self.norm_out(h)))
+        return self.conv_out(norm_silu(self.norm_out, h))
 
     def _down(self, level: int, h: Tensor, push: Push, store: bool) -> Tensor:
         """Run a level up to its temporal block, storing the skip that leaves after each step."""

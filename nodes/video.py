@@ -6,6 +6,7 @@ from comfy_api.latest import InputImpl, io
 
 from ..adcvsr_core import UpscaleConfig
 from ..adcvsr_core.engine import plan_run
+from ..adcvsr_core.pipeline import Ahead, Behind
 from ..adcvsr_core.video import CODECS, VideoWriter
 from . import comfy
 from .media import open_video, whole
@@ -65,7 +66,12 @@ class UpscaleVideo(io.ComfyNode):
             height, width = plan_run(*size, model.student, config).target
             quality = None if crf < 0 else crf
             writer = VideoWriter(path, width=width, height=height, codec=codec, crf=quality, **like)
-            with contextlib.closing(comfy.upscaled(model, clip, size, config)) as pieces, whole(writer):
+            with (
+                Ahead(clip) as read,
+                contextlib.closing(comfy.upscaled(model, read, size, config)) as pieces,
+                whole(writer),
+                Behind(writer.write) as write,
+            ):
                 for frames in pieces:
-                    writer.write(frames, clip.take_pts(len(frames)))
+                    write(frames, clip.take_pts(len(frames)))
         return io.NodeOutput(InputImpl.VideoFromFile(str(path)))

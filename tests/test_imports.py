@@ -21,10 +21,13 @@ CORE = {
     "config": "errors",
     "streaming": "errors config",
     "attention": "errors config",
-    "layers": "errors config streaming attention",
-    "unet": "errors config streaming layers",
-    "banding": "errors config layers",
-    "decoder": "errors config streaming layers banding",
+    "norms": "",
+    "triton_kernels": "",
+    "fused": "errors config memory triton_kernels",
+    "layers": "errors config streaming attention fused",
+    "unet": "errors config streaming layers fused",
+    "banding": "errors config layers norms",
+    "decoder": "errors config streaming layers banding fused",
     "student": "errors config streaming layers unet decoder",
     "pickles": "errors config",
     "checkpoint": "errors config streaming layers unet decoder student pickles",
@@ -37,6 +40,7 @@ CORE = {
     "color": "errors config",
     "shots": "errors config",
     "memory": "errors config",
+    "pipeline": "errors config memory",
     "metrics": "errors config",
     "compare": "errors config",
     "frames": "errors config",
@@ -54,11 +58,11 @@ CORE = {
     "video_write": "errors config pixels images remux video_read video_codecs",
     "video": "errors config pixels images remux video_read video_codecs video_write",
     # frames and a Student in, frames out: neither files nor checkpoints
-    "engine": "errors config student streaming tiling color shots memory ladder planner",
+    "engine": "errors config student streaming tiling color shots memory norms pipeline ladder planner",
     # what a run will need, counted ahead of it
     "footprint": "errors config streaming layers decoder student cost",
     "ladder": "errors config",
-    "planner": "errors config cost tiling memory footprint ladder",
+    "planner": "errors config cost tiling memory pipeline footprint ladder",
     "needs": "errors config student streaming tiling color shots memory cost engine",
     # faces
     "__init__": "errors config streaming student checkpoint engine",
@@ -105,7 +109,7 @@ PARTS = {
 
 # What they may import from other packages, beside the standard library. "*" = any.
 PACKAGES = {
-    "adcvsr_core": "torch safetensors einops numpy PIL av",
+    "adcvsr_core": "torch safetensors einops numpy PIL av triton",
     "nodes": "torch numpy PIL av comfy comfy_api folder_paths",
     "training": "*",
     "benchmarks": "*",

@@ -108,6 +108,36 @@ def test_tiles_take_over_at_the_very_frame(monkeypatch, student, from_frame):
     assert (tiled - whole).abs().max() > 1e-3, "or nothing was shown"
 
 
+def two_shots() -> Tensor:
+    """Return 34 frames, so narrow that windows of attention change nothing, with a cut before frame 28."""
+    scenes = torch.rand((2, 16, 96, 3), generator=torch.Generator().manual_seed(5)) * 0.3
+    drift = torch.linspace(0, 0.05, 28)[:, None, None, None]
+    return torch.cat((scenes[:1] + drift, scenes[1:] + drift[:6] + 0.65))
+
+
+@pytest.mark.parametrize("cpu_has_room", [True, False])
+def test_tiles_wait_for_a_cut_that_is_near(monkeypatch, student, cpu_has_room):
+    """The CPU finishes the shot in whole frames, so that nothing changes within it, where it can."""
+    clip, config = two_shots(), UpscaleConfig(chunk=8)
+    whole, tiled = (run(student, dataclasses.replace(config, tile=tile), clip) for tile in (0, 64))
+    monkeypatch.setattr(engine, "rungs", on_a_card)
+    on_tiles = []
+    memory = Memory(
+        monkeypatch, student, lambda f: f.tile and (on_tiles.append(f) or cpu_has_room or len(on_tiles) > 1)
+    )
+    memory.from_frame = 24  # of the first shot, when 6 frames are finished and the cut is in hand
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        result = run(student, config, clip)
+    switched = 28 if cpu_has_room else 24 - student.lookahead
+    assert (result[:switched] - whole[:switched]).abs().max() < CLOSE
+    assert (result[switched:] - tiled[switched:]).abs().max() < CLOSE
+    assert (tiled - whole).abs().amax(dim=(1, 2, 3)).min() > 1e-3, "or nothing was shown"
+    last = told(record)[-1]
+    assert ("finishes the last 22 frames of this shot; from the cut on tiles of 64" in last) == cpu_has_room
+    assert ("does not wait for the cut" in last) != cpu_has_room
+
+
 def test_windows_of_attention_come_before_tiles(monkeypatch, student):
     memory = Memory(monkeypatch, student, lambda f: f.how.attention_window == 128)
     with pytest.warns(UserWarning, match="attention looks 128 LR pixels far"):

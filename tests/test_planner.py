@@ -54,7 +54,7 @@ def test_predictions_are_what_a_stream_allocates(tiny_config, name, chunk, frame
     real = counted(config, chunk, how, offload, recompute_skips)
     named = {"band": band, "offload": offload, "recompute_skips": recompute_skips}
     predicted = footprint(config, SIZE, SIZE, torch.bfloat16, **named).peak(chunk, frame_batch)
-    assert 0.78 < predicted / real < 1.6, (predicted, real)
+    assert 0.78 < predicted / real < 1.62, (predicted, real)
 
 
 def test_every_way_to_save_memory_saves_it():
@@ -142,3 +142,19 @@ def test_a_plan_for_another_device_looks_there(student):
     config = dataclasses.replace(UpscaleConfig(), chunk=2)
     made = engine.plan_run(64, 64, student, config, CUDA, available=2**40).memory
     assert made.footing.device == CUDA and made.fits and made.budget == round(0.8 * 2**40)
+
+
+def test_frames_on_their_way_are_counted_where_they_lie():
+    """On a CPU with the step; a GPU's memory does not hold them, and has a step's frames more under way."""
+    sizes, arguments = (10, 1000), (PRESETS["default"], UpscaleConfig(memory=80), (64, 64), torch.float32)
+    for device, steps in ((torch.device("cpu"), 2), (CUDA, 3)):
+        with_frames, without = (plan_memory(*arguments, device, 16, frame_bytes=each) for each in (sizes, (0, 0)))
+        chunk = with_frames.footing.chunk
+        assert without.frames == 0 and with_frames.frames == 16 * 10 + steps * chunk * 1000
+        assert with_frames.step - without.step == (with_frames.frames if device.type == "cpu" else 0)
+
+
+def test_large_finished_frames_make_smaller_steps_on_a_cpu(student):
+    plans = [plan_run(64, 64, student, UpscaleConfig(memory=0.2, work_size=64, scale=scale)) for scale in (4, 32)]
+    small, large = (each.memory for each in plans)
+    assert small.fits and small.footing.chunk > large.footing.chunk

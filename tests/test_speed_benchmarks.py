@@ -15,7 +15,7 @@ from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.speed import charts, files, job, measuring, modules, peers, scaling, skips, teacher, training
+from benchmarks.speed import charts, files, fused, job, measuring, modules, peers, scaling, skips, teacher, training
 from benchmarks.speed.diffusers_twin import DiffusersTwin
 from benchmarks.speed.networks import student_config
 from benchmarks.speed.random_teachers import RandomDove, RandomOSEDiff
@@ -23,7 +23,7 @@ from benchmarks.speed.roofline import Gpu, least_seconds
 from training.peers import PEERS
 
 CPU = torch.device("cpu")
-COMMANDS = (files, job, modules, peers, scaling, skips, teacher, training)
+COMMANDS = (files, fused, job, modules, peers, scaling, skips, teacher, training)
 
 
 def run(command: ModuleType, out: Path, *arguments: str) -> dict:
@@ -122,10 +122,15 @@ def test_job(tmp_path):
 
 
 def test_files(tmp_path):
-    parts = run(files, tmp_path)["figures"]["file to file"]
-    assert min(parts[part]["seconds"] for part in ("decoding", "network", "encoding")) > 0
-    # On a CPU nothing happens at the same time.
+    result = run(files, tmp_path)
+    for way in (files.IN_TURNS, files.BESIDE):
+        parts = result["figures"][way]
+        assert min(parts[part]["seconds"] for part in ("decoding", "network", "encoding", "waiting")) > 0
+    # In turns nothing happens at the same time, and whoever decodes or encodes lets the network wait.
+    parts = result["figures"][files.IN_TURNS]
     assert sum(parts[part]["share"] for part in ("decoding", "network", "encoding", "the rest")) == pytest.approx(1)
+    video = parts["decoding"]["seconds"] + parts["encoding"]["seconds"]
+    assert parts["waiting"]["seconds"] == pytest.approx(video, rel=0.05, abs=2e-3)
     assert (tmp_path / "files.png").exists()
 
 
@@ -150,6 +155,15 @@ def test_skips(tmp_path):
     for table in result["figures"].values():
         stored, recomputed = table["stored"], table["recomputed"]
         assert recomputed["state MiB"] < stored["state MiB"] and recomputed["GFLOP a frame"] > stored["GFLOP a frame"]
+
+
+def test_fused(tmp_path):
+    result = run(fused, tmp_path)
+    for title, ways in result["figures"].items():
+        assert list(ways)[:2] == [fused.TEXTBOOK, fused.OURS] and all(ms > 0 for ms in column(ways, "ms"))
+        differences, peaks = (column(ways, name) for name in ("largest difference over deviation", "counted peak MiB"))
+        assert max(differences) < 1e-3 and peaks[1] <= peaks[0], title
+    assert result["figures"]["network nano"][fused.OURS]["largest difference over deviation"] == 0
 
 
 def test_unusable_settings_are_refused(tmp_path, capsys):

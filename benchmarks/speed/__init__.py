@@ -8,6 +8,7 @@
     files       a video from file to file, and where its time goes
     training    a step of every recipe's stages
     skips       the finest skips stored against recomputed
+    fused       what stands between convolutions, operation by operation against fused
 
 Each runs whatever it compares in turns within one process and writes `NAME.json` (machine, settings, figures, ratios)
 and, where there is something to draw, `NAME.png`. `--tiny` tries the command itself on any machine: its figures mean

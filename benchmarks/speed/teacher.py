@@ -85,7 +85,7 @@ def measure(setup: Setup) -> Report:
     """Compare ours with both teachers."""
     prepare(setup.device)
     options = setup.options
-    report = Report(settings={"compiled": options.compile, "tiled": options.tiled, "weights": "random"})
+    report = Report(settings={"compiled": options.compile or "no", "tiled": options.tiled, "weights": "random"})
     for case in cases(setup):
         if options.only in (None, case.title):
             _count(case, setup, report)
@@ -137,7 +137,7 @@ def _measure(case: Case, setup: Setup, report: Report) -> None:
         teacher.vae.enable_slicing()
     if setup.options.compile:
         teacher.compile()
-        reason = compile_layers(student)
+        reason = compile_layers(student, graphs=setup.options.compile == "graphs")
         if reason:
             report.not_measured[f"{case.title}: ours compiled"] = reason
     lr = random_clip(case.frames, case.size, case.size, setup, torch.float32)
@@ -173,7 +173,13 @@ def _judge_gpu(case: Case, taken: float, setup: Setup, report: Report) -> None:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", choices=("clip", "frame"), help="one of the two comparisons")
-    parser.add_argument("--compile", action="store_true", help="torch.compile for teachers and ours; minutes at first")
+    parser.add_argument(
+        "--compile",
+        nargs="?",
+        const="layers",
+        choices=("layers", "graphs"),
+        help="torch.compile for teachers and ours, minutes at first; graphs: and CUDA graphs for ours",
+    )
     parser.add_argument("--tiled", action="store_true", help="tile the teachers' VAEs, as DOVE's script does")
 
 
