@@ -2,7 +2,8 @@
 
     python -m benchmarks.quality_sheet runs/quality --out docs/images/quality.jpg
 
-Reads the strips of a run with four models of ours, both ends of `default` and of `nano`, in this order; knows nothing about how they were made.
+Reads the strips of a run with four models of ours, both ends of `default` and of `nano` in this order; knows nothing
+about how they were made.
 """
 
 import argparse
