@@ -105,8 +105,10 @@ def test_recipes_survive_json(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if name != "debug"])
 def test_stages_of_a_recipe_do_not_share_samples(name: str) -> None:
-    offsets = [stage.seed_offset for stage in get_recipe(name).stages]
-    assert len(set(offsets)) == len(offsets)
+    recipe = get_recipe(name)
+    offsets = [stage.seed_offset for stage in recipe.stages]
+    # A teacher of clean clips teaches one pool of them under many kinds of damage.
+    assert len(set(offsets)) == (1 if recipe.data.pool else len(offsets))
 
 
 def test_bundled_recipes_are_what_the_model_card_says() -> None:

@@ -21,9 +21,14 @@ UNSTEADY = (
     ("aigen", 0.05),
 )  # fmt: skip
 
-# The teacher's pictures are of clean clips: most is to be learned there. For want of strong noise the student takes noise
-# for texture (docs/quality.md).
+# The teacher's pictures are of clean clips: most is to be learned there.
 RICH_DAMAGE = (("clean", 0.5), ("h264", 0.25), ("light", 0.1), ("realbasicvsr", 0.05), ("film", 0.03), ("aigen", 0.07))
+
+# For want of strong noise among its damage the student took noise for texture.
+NOISY_DAMAGE = (
+    ("clean", 0.35), ("h264", 0.2), ("noise10", 0.2), ("light", 0.1), ("realbasicvsr", 0.05), ("film", 0.05),
+    ("aigen", 0.05),
+)  # fmt: skip
 
 EVERYTHING = (
     ("clean", 0.35), ("h264", 0.25), ("light", 0.15), ("noise10", 0.08), ("realbasicvsr", 0.07), ("film", 0.03),
@@ -112,8 +117,19 @@ def bundled_rich() -> TrainConfig:
         seed_offset=12,
         loss=LossConfig(epsilon=0.01, perceptual=0.08, perceptual_frames=2, flow=0.25),
     )
+    # The same clips again, for which the teacher's pictures are there.
+    noisy = replace(
+        distilled,
+        name="noise too",
+        steps=300,
+        mixture=NOISY_DAMAGE,
+        learning_rate=2e-4,
+        temporal_learning_rate=1e-4,
+    )
     teacher = TeacherConfig(kind="peer", sees="clean")
-    return replace(_clip_run("bundled_rich", distilled), data=DataConfig(video_share=0.4, pool=480), teacher=teacher)
+    return replace(
+        _clip_run("bundled_rich", distilled, noisy), data=DataConfig(video_share=0.4, pool=480), teacher=teacher
+    )
 
 
 def bundled_stage2() -> TrainConfig:
@@ -177,7 +193,7 @@ def nano_stage1() -> TrainConfig:
 
 def nano_rich() -> TrainConfig:
     """`bundled_rich` for `nano`."""
-    return _nano(bundled_rich(), 700)
+    return _nano(bundled_rich(), 700, 300)
 
 
 def _nano(recipe: TrainConfig, *steps: int) -> TrainConfig:
