@@ -28,7 +28,7 @@ from .errors import AdcvsrError, Cancelled, ConfigError
 from .lora import is_lora, load_with_lora, parse_lora, read_lora
 from .memory import keep_freed_memory
 from .needs import describe_needs, describe_plan, trial_seconds
-from .pipeline import Ahead, Behind
+from .pipeline import beside
 from .student import Student
 from .video import CODECS, VideoWriter, read_video, save_png
 
@@ -205,8 +205,7 @@ def run_upscale(options: argparse.Namespace) -> None:
             with (
                 _progress(reader.num_frames, "upscaling") as on_progress,
                 _keeping(writer),
-                Ahead(reader) as pieces,
-                Behind(writer.write) as write,
+                beside(student.device, reader, writer.write) as (pieces, write),
             ):
                 for frames in upscale(pieces, student, config, on_progress):
                     write(frames, reader.take_pts(len(frames)))

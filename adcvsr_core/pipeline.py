@@ -9,6 +9,7 @@ Pieces come and go in their order and are what they would be without threads; so
 on either side, whatever the clip's length. Knows nothing about files, networks or what the pieces are.
 """
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -135,6 +136,20 @@ class Behind:
         going, self._going = self._going, None
         if going is not None:
             going.result()
+
+
+@contextlib.contextmanager
+def beside(device: torch.device, source: Iterable[Piece], work: Callable[..., object]):
+    """Yield (pieces, call): `source` read ahead and `work` run behind, where the network computes elsewhere.
+
+    On a CPU they are `source` and `work` themselves: threads of a codec and of a network that share its cores hold each
+    other up (docs/speed.md).
+    """
+    if device.type == "cpu":
+        yield source, work
+        return
+    with Ahead(source) as pieces, Behind(work) as call:
+        yield pieces, call
 
 
 class Landing:

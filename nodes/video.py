@@ -6,7 +6,7 @@ from comfy_api.latest import InputImpl, io
 
 from ..adcvsr_core import UpscaleConfig
 from ..adcvsr_core.engine import plan_run
-from ..adcvsr_core.pipeline import Ahead, Behind
+from ..adcvsr_core.pipeline import beside
 from ..adcvsr_core.video import CODECS, VideoWriter
 from . import comfy
 from .media import open_video, whole
@@ -67,10 +67,9 @@ class UpscaleVideo(io.ComfyNode):
             quality = None if crf < 0 else crf
             writer = VideoWriter(path, width=width, height=height, codec=codec, crf=quality, **like)
             with (
-                Ahead(clip) as read,
-                contextlib.closing(comfy.upscaled(model, read, size, config)) as pieces,
                 whole(writer),
-                Behind(writer.write) as write,
+                beside(model.patcher.load_device, clip, writer.write) as (read, write),
+                contextlib.closing(comfy.upscaled(model, read, size, config)) as pieces,
             ):
                 for frames in pieces:
                     write(frames, clip.take_pts(len(frames)))

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from adcvsr_core import engine, pipeline
 from adcvsr_core.config import UpscaleConfig
 from adcvsr_core.engine import upscale
-from adcvsr_core.pipeline import Ahead, Behind, Landing
+from adcvsr_core.pipeline import Ahead, Behind, Landing, beside
 
 NAPS = st.lists(st.sampled_from([0.0, 0.0, 0.001, 0.003]), min_size=12, max_size=12)
 
@@ -299,3 +299,13 @@ def test_a_copy_is_waited_for_before_its_frames_are_read(monkeypatch):
     landing = Landing(parts, torch.device("cuda"))
     assert landing.is_under_way and order == ["copied", "copied", "recorded"]
     assert len(landing.frames()) == 2 and order[-1] == "waited"
+
+
+@pytest.mark.parametrize(("device", "threads"), [("cpu", False), ("cuda", True), ("mps", True)])
+def test_a_cpu_reads_and_writes_in_turns(device, threads):
+    source, written = iter(range(5)), []
+    with beside(torch.device(device), source, written.append) as (pieces, write):
+        assert (pieces is source, isinstance(write, Behind)) == (not threads, threads)
+        for piece in pieces:
+            write(piece)
+    assert written == list(range(5))
