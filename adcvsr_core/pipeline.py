@@ -4,7 +4,8 @@
     caller     network 0..7   network 8..15  network 16..23
     thread 2                  write 0..7     write 8..15         one piece behind
 
-Decoding and encoding let go of Python's lock, so they cost the caller no time as long as they are faster than it.
+Decoding and encoding let go of Python's lock, so beside a GPU they cost the caller no time as long as they are faster
+than it; a CPU that computes the network has no cores to spare, and works in turns (`beside`).
 Pieces come and go in their order and are what they would be without threads; so are errors. Memory holds one piece more
 on either side, whatever the clip's length. Knows nothing about files, networks or what the pieces are.
 """
@@ -139,7 +140,9 @@ class Behind:
 
 
 @contextlib.contextmanager
-def beside(device: torch.device, source: Iterable[Piece], work: Callable[..., object]):
+def beside(
+    device: torch.device, source: Iterable[Piece], work: Callable[..., object]
+) -> Iterator[tuple[Iterable[Piece], Callable[..., object]]]:
     """Yield (pieces, call): `source` read ahead and `work` run behind, where the network computes elsewhere.
 
     On a CPU they are `source` and `work` themselves: threads of a codec and of a network that share its cores hold each

@@ -8,7 +8,6 @@ was. Knows nothing about how a recipe is trained.
 import _thread
 import argparse
 import contextlib
-import shutil
 import signal
 import sys
 import threading
@@ -91,8 +90,6 @@ def _train(recipe: str, init: str, options: argparse.Namespace) -> int:
     own = ["--init", str(options.out / init / export.STUDENT)] if init else []
     if list_checkpoints(run / "checkpoints"):
         own.append("--resume")
-    elif run.exists():  # stopped before its first checkpoint
-        shutil.rmtree(run)
     return train.main([*common, "--output", str(run), *own])
 
 
