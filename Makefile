@@ -1,6 +1,6 @@
 PYTHON ?= python3
 
-.PHONY: demo test lint comfy browser
+.PHONY: demo test lint kernels comfy browser
 
 demo:
 	$(PYTHON) bootstrap.py demo
@@ -10,6 +10,9 @@ test:
 
 lint:
 	$(PYTHON) bootstrap.py lint
+
+kernels:
+	$(PYTHON) bootstrap.py kernels
 
 comfy:
 	$(PYTHON) bootstrap.py comfy

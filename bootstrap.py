@@ -3,6 +3,7 @@
     python bootstrap.py demo              upscale the bundled clip and show before and after
     python bootstrap.py test [-- ARGS]    check style and run the tests; ARGS go to pytest (such as -k streaming)
     python bootstrap.py lint              check style only
+    python bootstrap.py kernels           test the GPU kernels on a CPU, with Triton, fetched when missing (1 GB)
     python bootstrap.py comfy [-- ARGS]   run the tests that need a real ComfyUI, which it makes in `.comfy` (1.5 GB)
     python bootstrap.py browser [-- ARGS] run the example workflows in ComfyUI's front end, in a headless Chromium
 
@@ -267,6 +268,15 @@ def test(arguments: list[str]) -> int:
     return lint() or run(VENV.python, "-m", "pytest", "-c", "tests/pytest.ini", "tests", *arguments)
 
 
+def kernels() -> int:
+    """Run the tests of the GPU kernels, for which alone Triton is fetched: Linux has wheels of it, GPU or not."""
+    set_up("test")
+    if VENV.capture("-c", "import triton").returncode:
+        say("installing triton")
+        VENV.install("triton", "triton")
+    return run(VENV.python, "-m", "pytest", "-c", "tests/pytest.ini", "tests/test_fused.py")
+
+
 def comfy(arguments: list[str]) -> int:
     """Run the tests that need a real ComfyUI, which is made first where there is none."""
     set_up("test")
@@ -285,10 +295,12 @@ def main(arguments: list[str]) -> int:
     if command in ("-h", "--help"):
         print(__doc__)
         return 0
-    simple, with_arguments = {"demo": demo, "lint": lint}, {"test": test, "comfy": comfy, "browser": browser}
+    simple = {"demo": demo, "lint": lint, "kernels": kernels}
+    with_arguments = {"test": test, "comfy": comfy, "browser": browser}
     if command not in with_arguments and (command not in simple or rest):
         found = " ".join(arguments) or "nothing"
-        print(f"error: expected demo, test, lint, comfy or browser, found {found}\n\n{__doc__}", file=sys.stderr)
+        expected = ", ".join((*simple, *with_arguments))
+        print(f"error: expected one of {expected}, found {found}\n\n{__doc__}", file=sys.stderr)
         return 2
     try:
         if sys.version_info < (3, 10):  # noqa: UP036 (run by whatever Python there is)

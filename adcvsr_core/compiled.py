@@ -6,8 +6,8 @@ frames of 128x128 by the bundled model, after 50 seconds of compiling.
 
 With graphs, a GPU replays every layer as a CUDA graph, one launch a layer. Graphs hand out memory that the next step
 overwrites: a step begins with every push, and what a stream keeps of it is copied (`Student.reuses_memory`). By
-PyTorch's own account a tensor that were missed raises an error when it is used. Nobody has tried this on a GPU, and the
-memory that graphs hold is not in the planner's figures, so they are used only where they are asked for.
+PyTorch's own account a tensor that were missed raises an error when it is used. The planner takes graphs to hold as
+much as a step does. Nobody has tried this on a GPU, so they are used only where they are asked for.
 """
 
 import torch

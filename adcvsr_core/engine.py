@@ -74,7 +74,10 @@ def plan_run(
     padded = tuple(-(-size // multiple) * multiple for size in work)
     device = device or student.device
     frame_bytes = (_FRAME_BYTES * height * width, _FRAME_BYTES * target[0] * target[1])
-    memory = plan_memory(student.config, config, padded, student.dtype, device, multiple, available, frame_bytes)
+    graphs = student.reuses_memory
+    memory = plan_memory(
+        student.config, config, padded, student.dtype, device, multiple, available, frame_bytes, graphs
+    )
     return RunPlan(source=(height, width), work=work, padded=padded, target=target, memory=memory)
 
 

@@ -23,9 +23,7 @@ from .memory import is_out_of_memory
 
 Piece = TypeVar("Piece")
 _END = object()
-_READ_FRAMES = 16  # a reader's piece in use, and one ahead of it
-_WRITTEN_STEPS = 2  # what a step gave, and what one before it gave, which is being written
-_LANDING_STEPS = 1  # what a GPU is still copying
+_PIECE_FRAMES = 8  # of a reader
 
 
 def waiting_bytes(source_frame: int, finished_frame: int, chunk: int, device: torch.device) -> int:
@@ -36,8 +34,10 @@ def waiting_bytes(source_frame: int, finished_frame: int, chunk: int, device: to
         chunk: frames per step.
         device: where the network computes.
     """
-    steps = _WRITTEN_STEPS + (_LANDING_STEPS if device.type == "cuda" else 0)
-    return _READ_FRAMES * source_frame + steps * chunk * finished_frame
+    # In turns: a piece in use, and what a step gave. Beside a network: a piece ahead, and what is being written behind
+    # it as well; from a CUDA device what is still being copied, too.
+    pieces, steps = (1, 1) if device.type == "cpu" else (2, 3 if device.type == "cuda" else 2)
+    return pieces * _PIECE_FRAMES * source_frame + steps * chunk * finished_frame
 
 
 class Ahead(Generic[Piece]):

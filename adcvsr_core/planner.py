@@ -66,6 +66,7 @@ def plan_memory(
     multiple: int,
     available: int | None = None,
     frame_bytes: tuple[int, int] = (0, 0),
+    graphs: bool = False,
 ) -> MemoryPlan:
     """Choose the first footing of the ladder that fits, or the one that takes least.
 
@@ -77,6 +78,7 @@ def plan_memory(
         multiple: what tiles' edges must be a multiple of.
         available: free bytes on the device beside the weights; None = as the device says now.
         frame_bytes: of a source frame and of a finished one.
+        graphs: whether layers run as CUDA graphs, whose pool of memory nothing else can use.
 
     Raises:
         ConfigError: a tile or overlap that does not fit.
@@ -104,7 +106,7 @@ def plan_memory(
         footing = dataclasses.replace(
             footing, how=how, chunk=config.chunk or footing.chunk, tile=config.tile or footing.tile
         )
-        plan = _predict(footing, student_config, config, size, dtype, multiple, weights, budget, frame_bytes)
+        plan = _predict(footing, student_config, config, size, dtype, multiple, weights, budget, frame_bytes, graphs)
         if best is None or plan.step < best.step:
             best = plan
         if plan.fits:
@@ -122,6 +124,7 @@ def _predict(
     weights: int,
     budget: int,
     frame_bytes: tuple[int, int],
+    graphs: bool,
 ) -> MemoryPlan:
     grid = plan_tiles(*size, footing.tile, config.overlap, multiple)
     counted = footprint(
@@ -138,6 +141,8 @@ def _predict(
     chunk = 1 if student_config.recurrent and config.temporal_strength else footing.chunk
     frames = waiting_bytes(*frame_bytes, footing.chunk, footing.device)
     step = counted.peak(chunk, footing.how.frame_batch) + (0 if footing.offload else others)
+    if graphs:
+        step *= 2  # what layers return stays in the pool, and copies of it go on: as much again at the most
     return MemoryPlan(
         footing=footing,
         grid=grid,

@@ -42,14 +42,17 @@ class Memory:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, student: Student, enough: Callable[[Footing], bool]):
         self.seen: list[Footing] = []
         self.enough, self.from_frame, self.calls = enough, 0, 0
-        original = Student.forward
+        self.draining, self.stage = False, 0  # whether the call at hand ends a clip, and how far that is
 
-        def forward(network, lr, stream, *arguments):
-            self.calls += 1
-            footing = self.run.footing
-            if stream.frames_in >= self.from_frame and not self.enough(footing):
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return original(network, lr, stream, *arguments)
+        def failing(original: Callable) -> Callable:
+            def call(network, lr, stream, *arguments):
+                self.calls += 1
+                self.draining, self.stage = original.__name__ == "drain", stream.drained
+                if stream.frames_in >= self.from_frame and not self.enough(self.run.footing):
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+                return original(network, lr, stream, *arguments)
+
+            return call
 
         begin = engine._Run.__init__
 
@@ -58,7 +61,8 @@ class Memory:
             begin(run, *arguments)
 
         monkeypatch.setattr(engine._Run, "__init__", remember)
-        monkeypatch.setattr(Student, "forward", forward)
+        for name in ("forward", "drain"):
+            monkeypatch.setattr(Student, name, failing(getattr(Student, name)))
 
 
 def told(record: list[warnings.WarningMessage]) -> list[str]:
@@ -136,6 +140,32 @@ def test_tiles_wait_for_a_cut_that_is_near(monkeypatch, student, cpu_has_room):
     last = told(record)[-1]
     assert ("finishes the last 22 frames of this shot; from the cut on tiles of 64" in last) == cpu_has_room
     assert ("does not wait for the cut" in last) != cpu_has_room
+
+
+@pytest.mark.parametrize("drained", [0, 1, 5, 8])
+@pytest.mark.parametrize("cpu_has_room", [True, False])
+def test_tiles_wait_for_the_end_of_a_shot_that_is_drained(monkeypatch, student, drained, cpu_has_room):
+    """Memory fails when some temporal blocks have met the end already."""
+    clip, config = two_shots(), UpscaleConfig(chunk=8)
+    whole, tiled = (run(student, dataclasses.replace(config, tile=tile), clip) for tile in (0, 64))
+    monkeypatch.setattr(engine, "rungs", on_a_card)
+    finished, on_tiles = [], []
+
+    def enough(footing: Footing) -> bool:
+        if not memory.draining or (memory.stage < drained and not finished):
+            return True
+        finished.append(memory.run.done)
+        return bool(footing.tile and (on_tiles.append(footing) or cpu_has_room or len(on_tiles) > 1))
+
+    memory = Memory(monkeypatch, student, enough)
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        result = run(student, config, clip)
+    assert len(result) == len(clip) and 0 < finished[0] < 28
+    switched = 28 if cpu_has_room else finished[0]
+    assert (result[:switched] - whole[:switched]).abs().max() < CLOSE
+    assert (result[switched:] - tiled[switched:]).abs().max() < CLOSE
+    assert ("does not wait for the cut" in told(record)[-1]) != cpu_has_room
 
 
 def test_windows_of_attention_come_before_tiles(monkeypatch, student):

@@ -145,13 +145,21 @@ def test_a_plan_for_another_device_looks_there(student):
 
 
 def test_frames_on_their_way_are_counted_where_they_lie():
-    """On a CPU with the step; a GPU's memory does not hold them, and has a step's frames more under way."""
+    """On a CPU with the step, where nothing is under way; a GPU's memory does not hold those that are."""
     sizes, arguments = (10, 1000), (PRESETS["default"], UpscaleConfig(memory=80), (64, 64), torch.float32)
-    for device, steps in ((torch.device("cpu"), 2), (CUDA, 3)):
+    for device, read, steps in ((torch.device("cpu"), 8, 1), (CUDA, 16, 3)):
         with_frames, without = (plan_memory(*arguments, device, 16, frame_bytes=each) for each in (sizes, (0, 0)))
         chunk = with_frames.footing.chunk
-        assert without.frames == 0 and with_frames.frames == 16 * 10 + steps * chunk * 1000
+        assert without.frames == 0 and with_frames.frames == read * 10 + steps * chunk * 1000
         assert with_frames.step - without.step == (with_frames.frames if device.type == "cpu" else 0)
+
+
+def test_graphs_are_given_as_much_again(monkeypatch, student):
+    config = UpscaleConfig(chunk=2)
+    plain = engine.plan_run(64, 64, student, config, CUDA, available=2**40).memory
+    monkeypatch.setattr(student, "reuses_memory", True)
+    made = engine.plan_run(64, 64, student, config, CUDA, available=2**40).memory
+    assert made.step == 2 * plain.step and made.footing == plain.footing
 
 
 def test_large_finished_frames_make_smaller_steps_on_a_cpu(student):

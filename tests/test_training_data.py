@@ -148,6 +148,15 @@ def test_a_reversed_scene_shows_the_same_frames_in_reverse() -> None:
     assert torch.equal(scene.reversed().render()[0], scene.render()[0].flip(0))
 
 
+def test_before_a_fixed_camera_only_the_front_moves() -> None:
+    photos = smooth_noise(160, 200, 1), smooth_noise(160, 200, 2)
+    frames, flow, visible = draw_scene(np.random.default_rng(1), 4, (48, 48), *photos, fixed=True).render()
+    still = (flow == 0).all(dim=3)
+    assert 0.3 < still.float().mean() < 1
+    both = still & visible.bool()
+    assert torch.equal(frames[1:][both], frames[:-1][both]) and not torch.equal(frames[1:], frames[:-1])
+
+
 def test_one_frame_has_no_motion() -> None:
     frames, flow, visible = draw_scene(np.random.default_rng(0), 1, (32, 32), smooth_noise(96, 96, 0), None).render()
     assert frames.shape == (1, 32, 32, 3) and flow.shape == (0, 32, 32, 2) and visible.shape == (0, 32, 32)

@@ -244,9 +244,12 @@ class Source:
             other = stills[int(rng.integers(len(stills)))]
             front, name = other.load(), f"{name} behind {other.name()}"
         seed = int(rng.integers(2**63))
-        scene = draw_scene(np.random.default_rng(seed), num_frames, (size, size), photo, front)
+        # Nothing is drawn where no camera is fixed, so that what was drawn before there were such stays as it was.
+        fixed = num_frames > 1 and self.data.fixed_camera > 0 and rng.random() < self.data.fixed_camera
+        scene = draw_scene(np.random.default_rng(seed), num_frames, (size, size), photo, front, fixed)
         frames, flow, visible = (scene.reversed() if backwards else scene).render()
-        name = f"{name} in motion {seed:x}, {num_frames} of {size}x{size}" + (" backwards" if backwards else "")
+        motion = "before a fixed camera" if fixed else "in motion"
+        name = f"{name} {motion} {seed:x}, {num_frames} of {size}x{size}" + (" backwards" if backwards else "")
         return Clip(frames=frames, name=name, flow=flow, visible=visible)
 
     def _draw_crop(self, rng: np.random.Generator, size: int) -> Tensor:

@@ -220,6 +220,7 @@ class DataConfig:
         mode: where in a shot a clip begins: "uniform" anywhere, "head" at its first frame, "slide" at multiples of half
             a clip, "full" spread over the whole shot by a longer stride.
         stride: largest step between a clip's frames, in frames of the video ("full" ignores it).
+        fixed_camera: share of the photographs before which the camera stands still; pieces of others may move in front.
         transpose_probability: chance of swapping height and width.
         held_out: share of the shots of a user's own footage that is never trained on; at least one where there are two.
         pool: number of distinct samples, 0 = endless. With a cached teacher every sample of the pool is super-resolved
@@ -230,6 +231,7 @@ class DataConfig:
     video_share: float = 0.5
     mode: str = "uniform"
     stride: int = 2
+    fixed_camera: float = 0.0
     transpose_probability: float = 0.25
     held_out: float = 0.1
     pool: int = 0
@@ -239,6 +241,8 @@ class DataConfig:
         _choice("mode", self.mode, CLIP_MODES)
         if self.stride < 1:
             raise ConfigError(f"stride {self.stride} is below 1")
+        if not 0 <= self.fixed_camera <= 1:
+            raise ConfigError(f"fixed_camera {self.fixed_camera} is outside [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -67,6 +67,11 @@ class Motion:
         """Return the same path walked backwards."""
         return dataclasses.replace(self, centre=self.centre[::-1], scale=self.scale[::-1], angle=self.angle[::-1])
 
+    def held(self) -> "Motion":
+        """Return a camera that stays where this one begins."""
+        first = np.zeros(len(self), dtype=int)
+        return dataclasses.replace(self, centre=self.centre[first], scale=self.scale[first], angle=self.angle[first])
+
 
 @dataclass(frozen=True)
 class Cutout:
@@ -147,10 +152,19 @@ def draw_motion(
 
 
 def draw_scene(
-    rng: np.random.Generator, num_frames: int, size: tuple[int, int], photo: np.ndarray, front: np.ndarray | None
+    rng: np.random.Generator,
+    num_frames: int,
+    size: tuple[int, int],
+    photo: np.ndarray,
+    front: np.ndarray | None,
+    fixed: bool = False,
 ) -> Scene:
-    """Draw a camera over `photo` and, where `front` is given, a piece of it that moves by itself (both [H,W,3])."""
+    """Draw a camera over `photo` and, where `front` is given, a piece of it that moves by itself (both [H,W,3]).
+
+    A fixed camera stands still; the piece in front of it moves all the same.
+    """
     motion = draw_motion(rng, num_frames, size, photo.shape[:2])
+    motion = motion.held() if fixed else motion
     if front is None:
         return Scene(photo, motion)
     own = draw_motion(rng, num_frames, size, front.shape[:2])

@@ -113,7 +113,7 @@ def _parser(name: str, doc: str) -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto", help="auto: bf16 on a GPU, fp32 on a CPU")
     parser.add_argument("--threads", type=int, default=0, help="of a CPU, 0 = torch's choice")
-    parser.add_argument("--rounds", type=int, default=0, help="of which the best counts, 0 = 3, or 1 with --tiny")
+    parser.add_argument("--rounds", type=int, default=0, help="of which the best counts, 0 = 3, a CPU 2, tiny 1")
     parser.add_argument("--out", type=Path, default=Path("runs/speed"), help="folder of the results")
     return parser
 
@@ -130,7 +130,7 @@ def _setup(options: argparse.Namespace) -> Setup:
     if options.threads:
         torch.set_num_threads(options.threads)
     dtype = DTYPES["bf16" if device.type == "cuda" else "fp32"] if options.dtype == "auto" else DTYPES[options.dtype]
-    rounds = options.rounds or (1 if options.tiny else 3)
+    rounds = options.rounds or (1 if options.tiny else 2 if device.type == "cpu" else 3)
     return Setup(device=device, dtype=dtype, tiny=options.tiny, rounds=rounds, out=options.out, options=options)
 
 

@@ -4,6 +4,7 @@ diffusers' blocks of Stable Diffusion 2.1 without time, text and their layers, r
 about our modules but their weights' names.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -28,8 +29,9 @@ class DiffusersTwin(nn.Module):
     def __init__(self, student: Student):
         super().__init__()
         config = student.config
-        self.unet, self.decoder = _unet(config), _decoder(config)
-        self.load_state_dict(_their_weights(student))
+        with torch.device("meta"):  # drawing weights that nobody needs takes longer than all the rest
+            self.unet, self.decoder = _unet(config), _decoder(config)
+        self.load_state_dict(_their_weights(student), assign=True)
         self._copy_groups(student)
         self.eval().requires_grad_(False).to(student.device, student.dtype)
 
@@ -96,5 +98,6 @@ def _their_weights(student: Student) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     state = student.state_dict()
     for ours, theirs in key_table(student.config).items():
-        weights |= dict(zip(theirs, state[ours].chunk(len(theirs)), strict=True))
+        own = (part.clone(memory_format=torch.contiguous_format) for part in state[ours].chunk(len(theirs)))
+        weights |= dict(zip(theirs, own, strict=True))
     return weights
