@@ -132,12 +132,12 @@ def _add_upscale(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     parser.add_argument(
-        "--compile",
-        nargs="?",
-        const="layers",
-        choices=("layers", "graphs"),
-        help="compile the layers first: a minute or more, then faster; for long clips. graphs: and replay them as CUDA "
-        "graphs, which nobody has tried on a GPU yet",
+        "--compile", action="store_true", help="compile the layers first: a minute or more, then faster; for long clips"
+    )
+    parser.add_argument(
+        "--cuda-graphs",
+        action="store_true",
+        help="compile, and replay the layers as CUDA graphs; nobody has tried this on a GPU yet",
     )
     parser.add_argument("--codec", default="auto", choices=("auto", *CODECS), help="auto: h264, or vp9 for .webm")
     parser.add_argument("--crf", type=int, help="quality of the codec, lower is better")
@@ -229,8 +229,8 @@ def _load(options: argparse.Namespace, device: torch.device) -> Student:
     student, warning = load_with_lora(
         options.model, *(options.lora or ()), dtype=dtype, device=device, fidelity=options.fidelity
     )
-    if options.compile:
-        warning = " ".join(filter(None, (warning, compile_layers(student, graphs=options.compile == "graphs"))))
+    if options.compile or options.cuda_graphs:
+        warning = " ".join(filter(None, (warning, compile_layers(student, graphs=options.cuda_graphs))))
     if warning:
         warnings.warn(warning, stacklevel=1)
     return student

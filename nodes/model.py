@@ -4,6 +4,7 @@ import os
 
 from comfy_api.latest import io
 
+from ..adcvsr_core.checkpoint import rich_partner
 from ..adcvsr_core.lora import MAX_STRENGTH
 from . import comfy_models as models
 from .schema import Model, refusal, require_offered, schema
@@ -69,6 +70,8 @@ class LoadModel(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, model, dtype, lora=models.NO_LORA, lora_strength=1.0, fidelity=1.0):
         files = [models.model_file(name) for name in (model, lora) if name not in (None, models.NO_LORA)]
+        if fidelity is not None and fidelity < 1 and model is not None:
+            files += filter(None, [rich_partner(files[0])])
         return (
             dtype,
             lora_strength,

@@ -366,6 +366,10 @@ def check_fidelity_mixes_a_model_with_its_rich_partner():
         (images,) = run(graph, executor)
         student = core.load_student(folder / "two.safetensors", fidelity=fidelity)
         assert torch.equal(images, torch.cat(list(core.upscale([clip(6)], student, core.UpscaleConfig(**SETTINGS)))))
+    torch.manual_seed(7)
+    save(core.Student(core.PRESETS["nano"]), folder / "two.rich.safetensors")
+    (others,) = run(graph, executor)
+    assert not torch.equal(others, images), "a new rich partner is seen at once"
     graph["model"] = node("LoadModel", model="alone.safetensors", dtype="auto", fidelity=0.5)
     message = error_of(graph)
     assert "alone.rich.safetensors beside it" in message and str(BASE) not in message, message

@@ -26,13 +26,19 @@ CHAINS = {
     "default": (
         ("bundled_2d", ""),
         ("bundled_stage1", "bundled_2d"),
-        ("bundled_rich", "bundled_stage1"),
+        ("bundled_steady", "bundled_stage1"),
+        ("bundled_rich", "bundled_steady"),
     ),
-    "nano": (("nano_2d", ""), ("nano_stage1", "nano_2d"), ("nano_rich", "nano_stage1")),
+    "nano": (
+        ("nano_2d", ""),
+        ("nano_stage1", "nano_2d"),
+        ("nano_steady", "nano_stage1"),
+        ("nano_rich", "nano_steady"),
+    ),
 }
 RESULTS = {
-    "default": {"default": "bundled_stage1", "default.rich": "bundled_rich"},
-    "nano": {"nano": "nano_stage1", "nano.rich": "nano_rich"},
+    "default": {"default": "bundled_steady", "default.rich": "bundled_rich"},
+    "nano": {"nano": "nano_steady", "nano.rich": "nano_rich"},
 }
 _GPU_BATCH, _GPU_WORKERS = 16, 12
 _INTERRUPTED = 3

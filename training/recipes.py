@@ -19,9 +19,11 @@ from .bundled_recipes import (
     bundled_rich,
     bundled_stage1,
     bundled_stage2,
+    bundled_steady,
     nano_2d,
     nano_rich,
     nano_stage1,
+    nano_steady,
 )
 from .config import AdversaryConfig, DataConfig, LossConfig, StageConfig, TeacherConfig, TrainConfig
 
@@ -345,10 +347,12 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
     for recipe in (
         bundled_2d,
         bundled_stage1,
+        bundled_steady,
         bundled_rich,
         bundled_stage2,
         nano_2d,
         nano_stage1,
+        nano_steady,
         nano_rich,
         adcsr_decoder,
         adcsr_distill,
