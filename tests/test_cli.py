@@ -96,7 +96,7 @@ def test_a_plan_is_told_and_nothing_written(tmp_path, small, model, capsys):
 
 def test_a_small_memory_changes_no_frame(tmp_path, small, model, capsys):
     student, outs = load_student(model), [tmp_path / "whole.mkv", tmp_path / "less.mkv"]
-    budgets = (f"{0.1 * 0.9**step:.4f}" for step in range(40))
+    budgets = (f"{0.1 * 0.98**step:.5f}" for step in range(200))
     tight = next(
         m for m in budgets if plan_run(46, 80, student, UpscaleConfig(memory=float(m))).memory.footing.chunk == 1
     )
