@@ -234,7 +234,7 @@ def nano_steady() -> TrainConfig:
 
 def nano_rich() -> TrainConfig:
     """`bundled_rich` for `nano`."""
-    return _nano(bundled_rich(), 1500)
+    return _nano(bundled_rich(), 900)
 
 
 def _nano(recipe: TrainConfig, *steps: int) -> TrainConfig:
