@@ -47,6 +47,18 @@ def test_it_keeps_the_colours(clips):
     assert shift.max() < 2 / 255
 
 
+@pytest.mark.parametrize("fidelity", [0.0, 0.5, 1.0])
+def test_a_frame_of_one_colour_stays_it(name, fidelity):
+    """Also the rich end, whose teacher by itself makes white five levels darker."""
+    student = load_student(name, fidelity=fidelity)
+    for color in ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.5, 0.5, 0.5), (1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)):
+        frame = torch.tensor(color).expand(1, 32, 32, 3)
+        sr = torch.cat(list(upscale([frame], student)))
+        assert (sr.mean(dim=(0, 1, 2)) - frame[0, 0, 0]).abs().max() < 2 / 255, color
+        inside = sr[:, 16:-16, 16:-16]  # zeros beside a frame are darker than most
+        assert (inside - frame[:, :1, :1]).abs().max() < 4.5 / 255, color
+
+
 def test_both_ends_are_small_and_say_how_they_were_made(root, name):
     assert read_config(name) == PRESETS[name]
     for path in (root / "adcvsr_core" / "weights" / f"{name}.safetensors", rich_partner(name)):

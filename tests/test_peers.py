@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from adcvsr_core.color import match_color
 from adcvsr_core.errors import CheckpointError, ConfigError, InputError
 from tests.teacher_clips import clip
 from training.config import TeacherConfig
@@ -98,15 +99,17 @@ def test_a_missing_peer_says_how_to_get_it(tmp_path):
         load_peer("topaz", tmp_path)
 
 
-def test_a_peer_teaches_what_it_makes_of_each_frame(tmp_path):
+def test_a_peer_teaches_what_it_makes_of_each_frame_in_the_frames_colours(tmp_path):
     path = tmp_path / "net.param"
     write_network(path)
     teacher, lr = make_teacher(TeacherConfig(kind="peer", path=str(path)), "cpu"), clip(2, 3, 3, 9, 11)
     sr = teacher(lr, ["a", "b"])
     assert sr.shape == (2, 3, 3, 36, 44)
     frames = (lr * 0.5 + 0.5).flatten(0, 1)
-    whole = enlarge(NcnnNetwork(path), frames).unflatten(0, (2, 3)) * 2 - 1
+    made = enlarge(NcnnNetwork(path), frames) * 2 - 1
+    whole = match_color(made, lr.flatten(0, 1), "wavelet").unflatten(0, (2, 3))
     assert (sr - whole.clamp(-1, 1)).abs().mean() < 0.02, "bfloat16"
+    assert (made.unflatten(0, (2, 3)).clamp(-1, 1) - whole).abs().mean() > 0.2, "its own colours are others"
     alone = teacher(lr[:1, 1:2], ["c"])
     torch.testing.assert_close(alone[0, 0], sr[0, 1], rtol=0, atol=0)  # frame by frame
     write_network(path, seed=1)

@@ -1,12 +1,13 @@
 """From training to the world: safetensors files that the command line and the nodes take, and back.
 
 Thin over `adcvsr_core.checkpoint` and `adcvsr_core.lora`, which own the formats. Also a command, so that a run can be
-tried before it ends: `python -m training.export RUN --out model.safetensors [--dtype float16]`.
+tried before it ends: `python -m training.export RUN [RUN...] --out model.safetensors [--dtype float16]`.
 """
 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,34 +111,53 @@ def read_weights(path: Path | str, config: StudentConfig) -> dict[str, Tensor]:
     return student.state_dict()
 
 
-def export_run(folder: Path, path: Path, dtype: torch.dtype) -> int:
-    """Export the averaged weights of a run's newest checkpoint, adapters merged; returns its step.
+def export_runs(folders: Sequence[Path], path: Path, dtype: torch.dtype) -> int:
+    """Export the averaged weights of a run's newest checkpoint, adapters merged.
+
+    Args:
+        folders: runs; of several the mean of their weights is taken, which are good together only where one run began
+            with the other's result.
+        path: the file.
+        dtype: of the weights in it.
+
+    Returns:
+        the steps of all.
 
     Raises:
         CheckpointError: no checkpoint, or a broken one.
+        ConfigError: students of different shapes.
     """
+    students, abouts = zip(*(_newest(folder) for folder in folders), strict=True)
+    if len({student.config for student in students}) > 1:
+        raise ConfigError(f"{', '.join(map(str, folders))} hold students of different shapes; these have no mean")
+    weights = [student.state_dict() for student in students]
+    students[0].load_state_dict({key: sum(each[key] for each in weights) / len(weights) for key in weights[0]})
+    about = {key: " + ".join(dict.fromkeys(each[key] for each in abouts)) for key in abouts[0]}
+    export_student(students[0], path, about, dtype)
+    return sum(int(each["steps"]) for each in abouts)
+
+
+def _newest(folder: Path) -> tuple[Student, dict[str, str]]:
     found = list_checkpoints(folder / "checkpoints")
     if not found:
         raise CheckpointError(f"{folder} holds no checkpoint")
     state = load_checkpoint(found[-1])
-    _, student = rebuild(state)
-    export_student(plain_student(student), path, describe(state), dtype)
-    return state["step"]
+    return plain_student(rebuild(state)[1]), describe(state)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m training.export", description="Export a run, finished or not.")
-    parser.add_argument("run", type=Path, help="the --output of training.train")
+    parser.add_argument("run", type=Path, nargs="+", help="the --output of training.train; of several, their mean")
     parser.add_argument("--out", required=True, type=Path, help="file to write")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"))
     options = parser.parse_args(arguments)
     try:
-        step = export_run(options.run, options.out, getattr(torch, options.dtype))
+        steps = export_runs(options.run, options.out, getattr(torch, options.dtype))
     except AdcvsrError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{options.out}: step {step}, {options.out.stat().st_size / 1e6:.1f} MB")
+    print(f"{options.out}: {steps} steps, {options.out.stat().st_size / 1e6:.1f} MB")
     return 0
 
 

@@ -21,7 +21,7 @@ from .peers import PEERS
 from .recipes import get_recipe
 
 TEACHER = "realsr-df2k"
-# model -> (recipe, the one that it begins with) in order; then which recipe makes which file.
+# model -> (recipe, the one that it begins with) in order; then which recipes' mean is which file.
 CHAINS = {
     "default": (
         ("bundled_2d", ""),
@@ -37,8 +37,8 @@ CHAINS = {
     ),
 }
 RESULTS = {
-    "default": {"default": "bundled_steady", "default.rich": "bundled_rich"},
-    "nano": {"nano": "nano_steady", "nano.rich": "nano_rich"},
+    "default": {"default": ("bundled_steady",), "default.rich": ("bundled_rich",)},
+    "nano": {"nano": ("nano_stage1", "nano_steady"), "nano.rich": ("nano_rich",)},
 }
 _GPU_BATCH, _GPU_WORKERS = 16, 12
 _INTERRUPTED = 3
@@ -55,9 +55,10 @@ def main(arguments: list[str] | None = None) -> int:
                     return status
         except KeyboardInterrupt:  # between two recipes
             return _INTERRUPTED
-    for name, recipe in RESULTS[options.model].items():
+    for name, recipes in RESULTS[options.model].items():
+        runs = [str(options.out / recipe) for recipe in recipes]
         target = options.out / f"{name}.safetensors"
-        status = export.main([str(options.out / recipe), "--out", str(target), "--dtype", "float16"])
+        status = export.main([*runs, "--out", str(target), "--dtype", "float16"])
         if status:
             return status
     return 0
