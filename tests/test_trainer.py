@@ -335,6 +335,13 @@ def test_dry_run_says_what_a_run_needs_and_leaves_nothing(folder: Path, tmp_path
     assert not (tmp_path / "run").exists()
 
 
+def test_students_of_different_shapes_have_no_mean(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(export, "_newest", lambda folder: (Student(PRESETS[folder.name]), {}))
+    out = tmp_path / "mean.safetensors"
+    assert export.main(["default", "nano", "--out", str(out)]) == 1 and not out.exists()
+    assert "default, nano hold students of different shapes" in capsys.readouterr().err
+
+
 def test_export_of_an_unfinished_run(folder: Path, tmp_path: Path) -> None:
     run(debug(), tmp_path / "run", folder, stop_after=5)
     out = tmp_path / "model.safetensors"

@@ -157,6 +157,12 @@ def test_before_a_fixed_camera_only_the_front_moves() -> None:
     assert change[still & visible.bool()].max() < 1 / 255 < change.max()
 
 
+@pytest.mark.parametrize("share", [-0.1, 1.1])
+def test_a_share_of_fixed_cameras_is_a_share(share: float) -> None:
+    with pytest.raises(ConfigError, match="fixed_camera .* outside"):
+        DataConfig(fixed_camera=share)
+
+
 def test_one_frame_has_no_motion() -> None:
     frames, flow, visible = draw_scene(np.random.default_rng(0), 1, (32, 32), smooth_noise(96, 96, 0), None).render()
     assert frames.shape == (1, 32, 32, 3) and flow.shape == (0, 32, 32, 2) and visible.shape == (0, 32, 32)

@@ -109,34 +109,18 @@ def bundled_steady() -> TrainConfig:
     neighbours. Alone they learn to use them, and to take clean detail for noise, a third of a decibel; the second stage
     gets most of that back.
     """
-    blocks = StageConfig(
+    first, second = bundled_stage1().stages
+    blocks = replace(
+        first,
         name="fixed cameras",
         steps=3000,
-        batch=2,
-        num_frames=7,
-        lr_size=32,
         mixture=STEADY,
-        trainable="temporal",
-        temporal_strength=1.0,
-        strength_every=10,
         learning_rate=2e-3,
         temporal_learning_rate=2e-3,
         seed_offset=14,
         loss=LossConfig(frame_difference=0.7),
     )
-    together = replace(
-        blocks,
-        name="all weights",
-        steps=1200,
-        mixture=MOSTLY_CLEAN,
-        trainable="all",
-        bypass_every=4,
-        learning_rate=2e-4,
-        temporal_learning_rate=5e-4,
-        warmup=30,
-        seed_offset=16,
-        loss=LossConfig(frame_difference=0.5),
-    )
+    together = replace(second, steps=1200, mixture=MOSTLY_CLEAN, learning_rate=2e-4, seed_offset=16)
     return replace(_clip_run("bundled_steady", blocks, together), data=DataConfig(fixed_camera=0.4))
 
 
@@ -145,8 +129,8 @@ def bundled_rich() -> TrainConfig:
 
     Give `teacher.path` (RealSR's network, of `prepare_benchmark_data`) and `teacher.cache`, and fill the cache first.
     The teacher sees clean clips, where it is at its best, and the student the same with all kinds of damage. What a
-    network has drawn another can learn to draw, where real texture would leave it guessing. Both ends share their
-    temporal blocks, which few of these clips could teach anything.
+    network has drawn another can learn to draw, where real texture would leave it guessing. The temporal blocks stay
+    `bundled_steady`'s, for few of these clips could teach them anything.
     """
     stage = StageConfig(
         name="distilled",
