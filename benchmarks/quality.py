@@ -31,7 +31,7 @@ from .quality_methods import WITHOUT_TIME, Method, make_methods
 from .quality_text import Reader, accuracy, make_reader
 from .tables import markdown
 
-METRICS = ("y_psnr", "ssim", "stlpips_vgg", "judge", "flicker", "motion_energy", "high_pass", "sharpness",
+METRICS = ("y_psnr", "ssim", "stlpips_vgg", "judge", "niqe", "flicker", "motion_energy", "high_pass", "sharpness",
            "warping_error", "crawl")  # fmt: skip
 TEXT = "text"
 FILM = "film"

@@ -20,7 +20,7 @@ def test_unpacked_material_is_nearly_the_packed_one(tmp_path: Path, capsys) -> N
     data = make_prepared_folder(tmp_path / "a")
     pack(data, tmp_path / "all.zip", film_megabytes=0.5, jpeg_quality=95)
     assert main(["--out", str(tmp_path / "b"), "--unpack", str(tmp_path / "all.zip")]) == 0
-    assert "3 shots, 3 photographs" in capsys.readouterr().out
+    assert "3 shots, 4 photographs" in capsys.readouterr().out
     assert json.loads((tmp_path / "b" / "corpus.json").read_text()) == json.loads((data / "corpus.json").read_text())
     for name in ("film.npy", *(f"photographs/{each}.npy" for each in "abc")):
         before, after = (np.load(folder / name).astype(int) for folder in (data, tmp_path / "b"))

@@ -18,6 +18,7 @@ from benchmarks.quality_clips import QualityClip, text_clip
 from benchmarks.quality_text import accuracy, edit_distance
 from tests.test_judge import published_layout
 from tests.test_peers import write_network
+from training import niqe
 from training.flow import inside, warp
 from training.judge import FILE
 from training.measures import MEASURES, Setting, make_steps
@@ -125,6 +126,7 @@ def test_one_run_at_small_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     (tmp_path / "features").mkdir()
     (tmp_path / "peers").mkdir()
     torch.save(published_layout(), tmp_path / "features" / FILE)
+    np.savez(tmp_path / "features" / niqe.FILE, mu_pris_param=np.zeros((1, 36)), cov_pris_param=np.eye(36))
     for seed, stem in enumerate(quality_methods.PEERS.values()):
         write_network(tmp_path / "peers" / f"{stem}.param", seed)
     save_student(Student(tiny_config), tmp_path / "model.safetensors")

@@ -16,6 +16,7 @@ from training.recipes import (
     bundled_rich,
     bundled_stage1,
     bundled_steady,
+    bundled_text,
     debug,
     fit_memory,
     get_recipe,
@@ -113,18 +114,21 @@ def test_stages_of_a_recipe_do_not_share_samples(name: str) -> None:
 
 
 def test_bundled_recipes_are_what_the_model_card_says() -> None:
-    frames, clips, steady, rich = bundled_2d(), bundled_stage1(), bundled_steady(), bundled_rich()
-    assert frames.student == clips.student == steady.student == rich.student == PRESETS["default"]
+    recipes = bundled_2d(), bundled_stage1(), bundled_steady(), bundled_text(), bundled_rich()
+    frames, clips, steady, text, rich = recipes
+    assert {recipe.student for recipe in recipes} == {PRESETS["default"]}
     assert all(s.temporal_strength == 0 and s.num_frames == 1 and s.loss.epsilon == 0.05 for s in frames.stages)
     assert [stage.steps for stage in frames.stages] == [500, 2500, 4500]
     assert set(dict(frames.stages[-1].mixture)) == {"clean", "h264", "light", "realbasicvsr", "film", "aigen"}
     assert [stage.trainable for stage in clips.stages] == ["temporal", "all"] and clips.stages[0].num_frames == 7
     assert [stage.trainable for stage in steady.stages] == ["temporal", "all"] and steady.data.fixed_camera == 0.4
+    assert [stage.num_frames for stage in text.stages] == [3, 7] and text.data.page_share == 0.8
+    assert all(stage.trainable == "all" and stage.loss.epsilon == 1 for stage in text.stages)
     assert rich.stages[0].trainable == "spatial" and rich.stages[0].loss.perceptual == 0.1
     assert rich.teacher.kind == "peer" and rich.teacher.sees == "clean" and rich.data.pool == 480
 
 
-@pytest.mark.parametrize("part", ["2d", "stage1", "steady", "rich"])
+@pytest.mark.parametrize("part", ["2d", "stage1", "steady", "text", "rich"])
 def test_the_small_model_is_trained_like_the_large_one_in_no_more_steps(part: str) -> None:
     small, large = get_recipe(f"nano_{part}"), get_recipe(f"bundled_{part}")
     assert small.student == PRESETS["nano"] and small.total_steps <= large.total_steps

@@ -19,15 +19,15 @@ def smooth_noise(height: int, width: int, seed: int) -> np.ndarray:
 
 
 def make_prepared_folder(root: Path) -> Path:
-    """Write what `prepare_bundled_data` would: a film of 3 shots and 3 photographs, the last of each held out."""
+    """Write what `prepare_bundled_data` would: 3 shots of a film, 3 photographs, the last of each held out; a page."""
     shots = [[0, 12], [12, 24], [24, 36]]
     film = np.concatenate([np.stack([smooth_noise(192, 220, s)[:, t : t + 200] for t in range(12)]) for s in range(3)])
     np.save(root / "film.npy", film)
     (root / "photographs").mkdir()
-    for index, name in enumerate("abc"):
+    for index, name in enumerate("abcp"):
         np.save(root / "photographs" / f"{name}.npy", smooth_noise(240, 300, 10 + index))
     held_out = {"film": [[24, 36]], "photographs": ["c"]}
-    described = {"shots": shots, "photographs": ["a", "b", "c"], "heldout": held_out}
+    described = {"shots": shots, "photographs": list("abcp"), "pages": ["p"], "heldout": held_out}
     (root / "corpus.json").write_text(json.dumps(described))
     (root / "features").mkdir()
     torch.save(fake_alex_weights(), root / "features" / "alex_shift_tolerant.pth")

@@ -19,13 +19,14 @@ from torch import Tensor
 from adcvsr_core.errors import InputError
 
 from .config import DataConfig
-from .motion import draw_scene
+from .motion import FARTHEST, draw_scene
 
 FRONT_SHARE = 0.5
 """Share of moving photographs that have a piece of another one in front."""
 _LONG_SHOT = 240  # frames; a longer shot is drawn no more often than one of this length
 _ATTEMPTS = 20  # broken pictures in a row before a source gives up
 _BLOCK = 65_536
+_PAGE_FARTHEST = 1.15
 
 Report = Callable[[str], None]
 T = TypeVar("T")
@@ -147,6 +148,11 @@ class Source:
         shots, stills: the material.
         data: shares, mode, stride.
         report: gets a line for whatever is left out.
+        pages: stills of text, drawn by `data.page_share`: never mirrored, because letters are not, and hardly reduced,
+            because small ones would be past reading.
+
+    Raises:
+        InputError: `data.page_share` without pages.
     """
 
     def __init__(
@@ -156,8 +162,12 @@ class Source:
         stills: Sequence[Still],
         data: DataConfig,
         report: Report = to_stderr,
+        pages: Sequence[Still] = (),
     ):
+        if data.page_share and not pages:
+            raise InputError(f"{origin} has no pages of text for data.page_share={data.page_share:g}; set it to 0")
         self.origin, self.shots, self.stills, self.data = origin, list(shots), list(stills), data
+        self.pages = list(pages)
         self._report = report
         self._reported: set[str] = set()
         self._usable: dict[tuple[int, int], tuple[list[Shot], np.ndarray, list[Still]]] = {}
@@ -212,6 +222,8 @@ class Source:
         if ((from_video if video is None else video) and shots) or not stills:
             shot = shots[int(np.searchsorted(shares, rng.random(), side="right"))]
             clip = self._video_clip(rng, shot, num_frames, size, bool(backwards))
+        elif self.pages and rng.random() < self.data.page_share:
+            return self._still_clip(rng, self.pages, num_frames, size, bool(backwards), _PAGE_FARTHEST)
         else:
             clip = self._still_clip(rng, stills, num_frames, size, bool(backwards))
         clip = clip.mirrored() if mirrored else clip
@@ -229,7 +241,13 @@ class Source:
         return Clip(frames=hr, name=name, lr=lr)
 
     def _still_clip(
-        self, rng: np.random.Generator, stills: list[Still], num_frames: int, size: int, backwards: bool
+        self,
+        rng: np.random.Generator,
+        stills: list[Still],
+        num_frames: int,
+        size: int,
+        backwards: bool,
+        farthest: float = FARTHEST,
     ) -> Clip:
         still = stills[int(rng.integers(len(stills)))]
         photo = still.load()
@@ -246,7 +264,7 @@ class Source:
         seed = int(rng.integers(2**63))
         # Nothing is drawn where no camera is fixed, so that what was drawn before there were such stays as it was.
         fixed = num_frames > 1 and self.data.fixed_camera > 0 and rng.random() < self.data.fixed_camera
-        scene = draw_scene(np.random.default_rng(seed), num_frames, (size, size), photo, front, fixed)
+        scene = draw_scene(np.random.default_rng(seed), num_frames, (size, size), photo, front, fixed, farthest)
         frames, flow, visible = (scene.reversed() if backwards else scene).render()
         motion = "before a fixed camera" if fixed else "in motion"
         name = f"{name} {motion} {seed:x}, {num_frames} of {size}x{size}" + (" backwards" if backwards else "")

@@ -221,6 +221,8 @@ class DataConfig:
             a clip, "full" spread over the whole shot by a longer stride.
         stride: largest step between a clip's frames, in frames of the video ("full" ignores it).
         fixed_camera: share of the photographs before which the camera stands still; pieces of others may move in front.
+        page_share: share of the photographs that are pages of text; 0 = pages are drawn like other photographs,
+            mirrored and reduced.
         transpose_probability: chance of swapping height and width.
         held_out: share of the shots of a user's own footage that is never trained on; at least one where there are two.
         pool: number of distinct samples, 0 = endless. With a cached teacher every sample of the pool is super-resolved
@@ -232,6 +234,7 @@ class DataConfig:
     mode: str = "uniform"
     stride: int = 2
     fixed_camera: float = 0.0
+    page_share: float = 0.0
     transpose_probability: float = 0.25
     held_out: float = 0.1
     pool: int = 0
@@ -241,8 +244,9 @@ class DataConfig:
         _choice("mode", self.mode, CLIP_MODES)
         if self.stride < 1:
             raise ConfigError(f"stride {self.stride} is below 1")
-        if not 0 <= self.fixed_camera <= 1:
-            raise ConfigError(f"fixed_camera {self.fixed_camera} is outside [0, 1]")
+        for name in ("fixed_camera", "page_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} {getattr(self, name)} is outside [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,24 +21,26 @@ from .peers import PEERS
 from .recipes import get_recipe
 
 TEACHER = "realsr-df2k"
-# model -> (recipe, the one that it begins with) in order; then which recipes' mean is which file.
-CHAINS = {
+# model -> (recipe, those whose mean it begins with) in order; then which recipe made which file.
+CHAINS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "default": (
-        ("bundled_2d", ""),
-        ("bundled_stage1", "bundled_2d"),
-        ("bundled_steady", "bundled_stage1"),
-        ("bundled_rich", "bundled_steady"),
+        ("bundled_2d", ()),
+        ("bundled_stage1", ("bundled_2d",)),
+        ("bundled_steady", ("bundled_stage1",)),
+        ("bundled_text", ("bundled_steady",)),
+        ("bundled_rich", ("bundled_text",)),
     ),
     "nano": (
-        ("nano_2d", ""),
-        ("nano_stage1", "nano_2d"),
-        ("nano_steady", "nano_stage1"),
-        ("nano_rich", "nano_steady"),
+        ("nano_2d", ()),
+        ("nano_stage1", ("nano_2d",)),
+        ("nano_steady", ("nano_stage1",)),
+        ("nano_text", ("nano_stage1", "nano_steady")),
+        ("nano_rich", ("nano_text",)),
     ),
 }
 RESULTS = {
-    "default": {"default": ("bundled_steady",), "default.rich": ("bundled_rich",)},
-    "nano": {"nano": ("nano_stage1", "nano_steady"), "nano.rich": ("nano_rich",)},
+    "default": {"default": "bundled_text", "default.rich": "bundled_rich"},
+    "nano": {"nano": "nano_text", "nano.rich": "nano_rich"},
 }
 _GPU_BATCH, _GPU_WORKERS = 16, 12
 _INTERRUPTED = 3
@@ -49,16 +51,15 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     with _time_limit(options.minutes):
         try:
-            for recipe, init in CHAINS[options.model]:
-                status = _train(recipe, init, options)
+            for recipe, begins_with in CHAINS[options.model]:
+                status = _train(recipe, begins_with, options)
                 if status:
                     return status
         except KeyboardInterrupt:  # between two recipes
             return _INTERRUPTED
-    for name, recipes in RESULTS[options.model].items():
-        runs = [str(options.out / recipe) for recipe in recipes]
+    for name, recipe in RESULTS[options.model].items():
         target = options.out / f"{name}.safetensors"
-        status = export.main([*runs, "--out", str(target), "--dtype", "float16"])
+        status = export.main([str(options.out / recipe), "--out", str(target), "--dtype", "float16"])
         if status:
             return status
     return 0
@@ -81,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _train(recipe: str, init: str, options: argparse.Namespace) -> int:
+def _train(recipe: str, begins_with: tuple[str, ...], options: argparse.Namespace) -> int:
     """Run a recipe to its end, if that was not reached before."""
     run = options.out / recipe
     if (run / export.STUDENT).exists():
@@ -94,7 +95,14 @@ def _train(recipe: str, init: str, options: argparse.Namespace) -> int:
         status = cache_teacher.main(common)
         if status:
             return status
-    own = ["--init", str(options.out / init / export.STUDENT)] if init else []
+    own = []
+    if begins_with:
+        init = options.out / f"{recipe}.init.safetensors"
+        runs = [str(options.out / name) for name in begins_with]
+        status = 0 if init.exists() else export.main([*runs, "--out", str(init)])
+        if status:
+            return status
+        own += ["--init", str(init)]
     if list_checkpoints(run / "checkpoints"):
         own.append("--resume")
     return train.main([*common, "--output", str(run), *own])

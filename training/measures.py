@@ -19,6 +19,7 @@ from adcvsr_core.errors import AdcvsrError, ConfigError
 
 from .flow import estimate, inside, warp
 from .judge import load_judge
+from .niqe import load_niqe
 from .optional_measures import NO_REFERENCE, build_no_reference, compatible_warping_error
 from .perceptual import make_distance
 
@@ -319,6 +320,16 @@ def _ewarp_compat(setting: Setting) -> Step:
     return step
 
 
+def _niqe(setting: Setting) -> Step:
+    measure = load_niqe(setting.features)
+
+    def step(shown: Shown) -> tuple[float, float] | None:
+        score = measure(shown.sr)
+        return None if score is None else (score, 1.0)
+
+    return step
+
+
 def _no_reference(name: str) -> Callable[[Setting], Step]:
     def build(setting: Setting) -> Step:
         score = build_no_reference(name, setting.device, setting.download)
@@ -344,6 +355,7 @@ MEASURES: dict[str, Measure] = {
     "lpips_alex": Measure(title="LPIPS(Alex)", better="lower", build=_perceptual(_named("lpips-alex"))),
     "lpips_vgg": Measure(title="LPIPS(VGG)", better="lower", build=_perceptual(_named("lpips-vgg"))),
     "judge": Measure(title="judge(EffNet-Lite0)", better="lower", build=_perceptual(load_judge)),
+    "niqe": Measure(title="NIQE", better="lower", build=_niqe, absolute=True, digits=2),
     "dists": Measure(title="DISTS", better="lower", build=_perceptual(_named("dists"))),
     "flicker": Measure(title="flicker", better="lower", build=_always(_flicker), digits=3),
     "shimmer": Measure(title="shimmer", better="", build=_always(_shimmer), absolute=True, digits=3),

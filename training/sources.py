@@ -101,11 +101,14 @@ class Corpus(Source):
             if _overlaps(start, stop, held_out["film"]) == is_held_out
         ]
         names = [name for name in described["photographs"] if (name in held_out["photographs"]) == is_held_out]
-        stills = [_Mapped(folder / "photographs" / f"{name}.npy", name) for name in names]
+        stills = {name: _Mapped(folder / "photographs" / f"{name}.npy", name) for name in names}
         if not shots and not stills:
             raise InputError(f"{folder} holds no {split} material")
-        super().__init__(str(folder), shots, stills, data or DataConfig(), report)
-        self._film, self._names = film, names
+        data = data or DataConfig()
+        apart = set(described.get("pages", ())) if data.page_share else set()  # else they are photographs
+        photographs, pages = ([stills[name] for name in names if (name in apart) == of] for of in (False, True))
+        super().__init__(str(folder), shots, photographs, data, report, pages)
+        self._film, self._photographs = film, stills
 
     @property
     def film(self) -> np.ndarray | None:
@@ -113,7 +116,7 @@ class Corpus(Source):
 
     @property
     def photographs(self) -> dict[str, np.ndarray]:
-        return {name: still.load() for name, still in zip(self._names, self.stills, strict=True)}
+        return {name: still.load() for name, still in self._photographs.items()}
 
 
 class _Mapped:
