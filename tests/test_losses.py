@@ -52,6 +52,36 @@ def test_charbonnier_is_a_square_for_small_differences() -> None:
     assert losses.charbonnier(hr + 1e-3, hr, 0.05).item() == pytest.approx(1e-6 / 0.1, rel=0.1)
 
 
+@given(st.floats(0.01, 1), st.floats(0.5, 4))
+def test_root_mean_squares_are_those_of_each_clip(size: float, factor: float) -> None:
+    hr, error = noise(2, 2, 3, 4, 4), size * noise(2, 2, 3, 4, 4, seed=1)
+    loss = losses.root_mean_square(hr + error, hr, 0.0).item()
+    assert loss == pytest.approx(error.square().mean((1, 2, 3, 4)).sqrt().mean().item(), rel=1e-4)
+    assert losses.root_mean_square(hr + factor * error, hr, 0.0).item() == pytest.approx(factor * loss, rel=1e-3)
+    assert losses.root_mean_square(hr, hr, 0.005).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_a_clip_pulls_as_hard_whatever_its_contrast_and_within_it_large_errors_pull_harder() -> None:
+    hr = noise(2, 2, 3, 8, 8)
+    error = noise(2, 2, 3, 8, 8, seed=1)
+    error[1] *= 0.05
+    for name, ratio in (("rms", 1.0), ("charbonnier", 0.05)):
+        sr = (hr + error).requires_grad_()
+        losses.ERRORS[name](sr, hr, 0.001 if name == "rms" else 5.0).backward()
+        hard, soft = sr.grad.flatten(1).norm(dim=1)
+        assert (soft / hard).item() == pytest.approx(ratio, rel=0.2), name
+        pull = (sr.grad[0] / error[0]).abs()
+        assert pull.std() / pull.mean() < 0.3, "in proportion to the error"
+
+
+@pytest.mark.parametrize("error", losses.ERRORS)
+def test_a_batch_in_parts_gives_what_it_gives_as_a_whole(error: str) -> None:
+    hr, sr = noise(4, 3, 3, 8, 8), noise(4, 3, 3, 8, 8, seed=1)
+    for term in (losses.ERRORS[error], lambda *a: losses.frame_difference(*a, error)):
+        parts = [term(a, b, 0.01) for a, b in zip(sr.split(2), hr.split(2), strict=True)]
+        assert torch.stack(parts).mean().item() == pytest.approx(term(sr, hr, 0.01).item(), rel=1e-5)
+
+
 def test_epsilon_0_is_exactly_l1_with_a_finite_gradient() -> None:
     hr = noise(1, 2, 3, 8, 8)
     sr = hr.clone()

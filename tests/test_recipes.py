@@ -122,8 +122,9 @@ def test_bundled_recipes_are_what_the_model_card_says() -> None:
     assert set(dict(frames.stages[-1].mixture)) == {"clean", "h264", "light", "realbasicvsr", "film", "aigen"}
     assert [stage.trainable for stage in clips.stages] == ["temporal", "all"] and clips.stages[0].num_frames == 7
     assert [stage.trainable for stage in steady.stages] == ["temporal", "all"] and steady.data.fixed_camera == 0.4
-    assert [stage.num_frames for stage in text.stages] == [3, 7] and text.data.page_share == 0.8
-    assert all(stage.trainable == "all" and stage.loss.epsilon == 1 for stage in text.stages)
+    assert [stage.num_frames for stage in text.stages] == [1, 7] and text.data.page_share == 0.85
+    assert [stage.trainable for stage in text.stages] == ["spatial", "all"]
+    assert all(stage.loss.error == "rms" for stage in text.stages)
     assert rich.stages[0].trainable == "spatial" and rich.stages[0].loss.perceptual == 0.1
     assert rich.teacher.kind == "peer" and rich.teacher.sees == "clean" and rich.data.pool == 480
 

@@ -13,6 +13,7 @@ from adcvsr_core.degradation import DEGRADATIONS
 from adcvsr_core.errors import ConfigError
 
 PERCEPTUALS = ("st-lpips-alex", "st-lpips-vgg", "dists", "lpips-alex", "lpips-vgg")
+PIXEL_ERRORS = ("charbonnier", "rms")
 FLOWS = ("known", "dis", "raft")
 TEACHERS = ("ground_truth", "folder", "checkpoint", "peer", "dove", "osediff")
 SIGHTS = ("lr", "clean")
@@ -35,7 +36,8 @@ class LossConfig:
 
     Attributes:
         pixel: weight of the distance between frames.
-        epsilon: of that distance, Charbonnier's, in [-1, 1] units; 0 is L1, the papers' choice. With a residual over
+        error: which one: "charbonnier" of every pixel, or "rms", the root of each clip's mean square.
+        epsilon: of that distance, in [-1, 1] units; Charbonnier's 0 is L1, the papers' choice. With a residual over
             bicubic the median of the target is 0, so L1 makes silence a local optimum; 0.05 acts like a mean.
         feature: weight of L1 in the feature domain, between what enters the decoder's levels and the feature space's
             view of the target.
@@ -51,6 +53,7 @@ class LossConfig:
     """
 
     pixel: float = 1.0
+    error: str = "charbonnier"
     epsilon: float = 0.05
     feature: float = 0.0
     frame_difference: float = 0.0
@@ -61,6 +64,7 @@ class LossConfig:
     flow_source: str = "known"
 
     def __post_init__(self) -> None:
+        _choice("error", self.error, PIXEL_ERRORS)
         _choice("perceptual_name", self.perceptual_name, PERCEPTUALS)
         _choice("flow_source", self.flow_source, FLOWS)
         if self.epsilon < 0:

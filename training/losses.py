@@ -25,14 +25,27 @@ def charbonnier(sr: Tensor, hr: Tensor, epsilon: float) -> Tensor:
     return (torch.sqrt(difference * difference + epsilon * epsilon) - epsilon).mean()
 
 
-def frame_difference(sr: Tensor, hr: Tensor, epsilon: float) -> Tensor:
-    """Charbonnier of the changes between neighbouring frames: what changes in sr and not in hr is flicker.
+def root_mean_square(sr: Tensor, hr: Tensor, epsilon: float) -> Tensor:
+    """Mean over the clips of sqrt(mean(d^2) + epsilon^2) - epsilon.
+
+    Within a clip large errors count by their squares, so that the mean of what cannot be told apart is best; but a
+    clip of hard contrasts counts no more than a soft one, as it does in a plain squared error.
+    """
+    squares = (sr.float() - hr.float()).square().flatten(1).mean(1)
+    return (torch.sqrt(squares + max(epsilon, 1e-6) ** 2) - epsilon).mean()
+
+
+ERRORS = {"charbonnier": charbonnier, "rms": root_mean_square}
+
+
+def frame_difference(sr: Tensor, hr: Tensor, epsilon: float, error: str = "charbonnier") -> Tensor:
+    """One of `ERRORS` of the changes between neighbouring frames: what changes in sr and not in hr is flicker.
 
     0 for clips of one frame.
     """
     if sr.shape[1] < 2:
         return _nothing(sr)
-    return charbonnier(sr.float().diff(dim=1), hr.float().diff(dim=1), epsilon)
+    return ERRORS[error](sr.float().diff(dim=1), hr.float().diff(dim=1), epsilon)
 
 
 def perceptual(sr: Tensor, hr: Tensor, distance: Callable[[Tensor, Tensor], Tensor], frames: list[int]) -> Tensor:

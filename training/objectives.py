@@ -117,7 +117,6 @@ class Restore:
         lr, hr = batch["lr"], batch["hr"]
         target = hr if self.run.teacher is None else self.run.teacher(batch.get("clean", lr), batch["keys"])
         made = self.generator(lr, strength)
-        epsilon = self.stage.loss.epsilon
         terms = dict(regression_terms(self.stage, step, made.sr, target, self.distance))
         if self.stage.loss.feature:
             with torch.no_grad():
@@ -126,7 +125,8 @@ class Restore:
         if self.stage.loss.flow:
             terms["flow"] = (self.stage.loss.flow, self._flow_term(made.sr, batch))
         terms |= self._adversarial_terms(made, terms, step)
-        bicubic = losses.charbonnier(bicubic_clip(lr), target, epsilon).item()
+        loss = self.stage.loss
+        bicubic = losses.ERRORS[loss.error](bicubic_clip(lr), target, loss.epsilon).item()
         return terms, {"strength": strength, "ratio": terms["pixel"][1].item() / max(bicubic, 1e-12)}, made
 
     def adversary_loss(self, batch: Batch, made: Made) -> tuple[Tensor, dict[str, float]]:
@@ -220,9 +220,10 @@ def regression_terms(
 ) -> Iterator[tuple[str, tuple[float, Tensor]]]:
     """Yield the terms that compare frames."""
     loss = stage.loss
-    yield "pixel", (loss.pixel, losses.charbonnier(sr, target, loss.epsilon))
+    yield "pixel", (loss.pixel, losses.ERRORS[loss.error](sr, target, loss.epsilon))
     if loss.frame_difference:
-        yield "frame_difference", (loss.frame_difference, losses.frame_difference(sr, target, loss.epsilon))
+        change = losses.frame_difference(sr, target, loss.epsilon, loss.error)
+        yield "frame_difference", (loss.frame_difference, change)
     if distance is not None:
         length = target.shape[1]
         num = min(loss.perceptual_frames or length, length)

@@ -36,8 +36,9 @@ def draw_page(seed: int, fonts: Sequence[Path], backgrounds: Sequence[np.ndarray
         page = photo.resize((width, height), Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(_FINE * 2))
     top = 0
     while top < height:
-        # 14 to 84 pixels high. Large lines fill more of a page: by 1 / size^2 each octave of sizes gets as much of it.
-        size = round(_FINE / rng.uniform(1 / 84, 1 / 14))
+        # 18 to 84 pixels high: at a quarter of that, smaller ones are past reading. Large lines fill more of a page: by
+        # 1 / size^2 each octave of sizes gets as much of it.
+        size = round(_FINE / rng.uniform(1 / 84, 1 / 18))
         font = ImageFont.truetype(str(fonts[int(rng.integers(len(fonts)))]), size)
         top += _draw_line(page, rng, font, top)
     return np.asarray(page.reduce(_FINE))
