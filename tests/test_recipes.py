@@ -13,6 +13,7 @@ from training.recipes import (
     MEMORY_PRESETS,
     RECIPES,
     bundled_2d,
+    bundled_blocks,
     bundled_rich,
     bundled_stage1,
     bundled_steady,
@@ -114,8 +115,8 @@ def test_stages_of_a_recipe_do_not_share_samples(name: str) -> None:
 
 
 def test_bundled_recipes_are_what_the_model_card_says() -> None:
-    recipes = bundled_2d(), bundled_stage1(), bundled_steady(), bundled_text(), bundled_rich()
-    frames, clips, steady, text, rich = recipes
+    recipes = bundled_2d(), bundled_stage1(), bundled_steady(), bundled_text(), bundled_blocks(), bundled_rich()
+    frames, clips, steady, text, blocks, rich = recipes
     assert {recipe.student for recipe in recipes} == {PRESETS["default"]}
     assert all(s.temporal_strength == 0 and s.num_frames == 1 and s.loss.epsilon == 0.05 for s in frames.stages)
     assert [stage.steps for stage in frames.stages] == [500, 2500, 4500]
@@ -125,11 +126,12 @@ def test_bundled_recipes_are_what_the_model_card_says() -> None:
     assert [stage.num_frames for stage in text.stages] == [1, 7] and text.data.page_share == 0.85
     assert [stage.trainable for stage in text.stages] == ["spatial", "all"]
     assert all(stage.loss.error == "rms" for stage in text.stages)
+    assert blocks.stages[0].trainable == "temporal" and blocks.stages[0].steps == 1000
     assert rich.stages[0].trainable == "spatial" and rich.stages[0].loss.perceptual == 0.1
     assert rich.teacher.kind == "peer" and rich.teacher.sees == "clean" and rich.data.pool == 480
 
 
-@pytest.mark.parametrize("part", ["2d", "stage1", "steady", "text", "rich"])
+@pytest.mark.parametrize("part", ["2d", "stage1", "steady", "text", "blocks", "rich"])
 def test_the_small_model_is_trained_like_the_large_one_in_no_more_steps(part: str) -> None:
     small, large = get_recipe(f"nano_{part}"), get_recipe(f"bundled_{part}")
     assert small.student == PRESETS["nano"] and small.total_steps <= large.total_steps

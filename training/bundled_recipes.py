@@ -33,6 +33,10 @@ STEADY = (
     ("clean", 0.1), ("h264", 0.25), ("light", 0.1), ("noise10", 0.3), ("realbasicvsr", 0.1), ("film", 0.1),
     ("aigen", 0.05),
 )  # fmt: skip
+NOISY = (
+    ("clean", 0.25), ("h264", 0.2), ("light", 0.08), ("noise10", 0.27), ("realbasicvsr", 0.08), ("film", 0.08),
+    ("aigen", 0.04),
+)  # fmt: skip
 MOSTLY_CLEAN = (
     ("clean", 0.4), ("h264", 0.2), ("light", 0.1), ("noise10", 0.14), ("realbasicvsr", 0.07), ("film", 0.04),
     ("aigen", 0.05),
@@ -170,13 +174,23 @@ def bundled_text() -> TrainConfig:
     return replace(_clip_run("bundled_text", letters, clips), data=data)
 
 
+def bundled_blocks() -> TrainConfig:
+    """The faithful end: the temporal blocks alone, for the layers around them that `bundled_text` made.
+
+    A third of the clips are clean or nearly, so that the blocks learn what is detail and not noise.
+    """
+    blocks, _ = bundled_steady().stages
+    stage = replace(blocks, name="blocks", steps=1000, mixture=NOISY, seed_offset=24)
+    return replace(_clip_run("bundled_blocks", stage), data=DataConfig(fixed_camera=0.4, page_share=0.3))
+
+
 def bundled_rich() -> TrainConfig:
-    """The rich end: the spatial layers go on from `bundled_steady`, after a larger network's pictures.
+    """The rich end: the spatial layers go on from `bundled_blocks`, after a larger network's pictures.
 
     Give `teacher.path` (RealSR's network, of `prepare_benchmark_data`) and `teacher.cache`, and fill the cache first.
     The teacher sees clean clips, where it is at its best, and the student the same with all kinds of damage. What a
     network has drawn another can learn to draw, where real texture would leave it guessing. The temporal blocks stay
-    `bundled_steady`'s, for few of these clips could teach them anything.
+    `bundled_blocks`'s, for few of these clips could teach them anything.
     """
     stage = StageConfig(
         name="distilled",
@@ -265,6 +279,11 @@ def nano_steady() -> TrainConfig:
 def nano_text() -> TrainConfig:
     """`bundled_text` for `nano`."""
     return _nano(bundled_text(), 2500, 900)
+
+
+def nano_blocks() -> TrainConfig:
+    """`bundled_blocks` for `nano`."""
+    return _nano(bundled_blocks(), 1000)
 
 
 def nano_rich() -> TrainConfig:

@@ -28,19 +28,21 @@ CHAINS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         ("bundled_stage1", ("bundled_2d",)),
         ("bundled_steady", ("bundled_stage1",)),
         ("bundled_text", ("bundled_steady",)),
-        ("bundled_rich", ("bundled_text",)),
+        ("bundled_blocks", ("bundled_text",)),
+        ("bundled_rich", ("bundled_blocks",)),
     ),
     "nano": (
         ("nano_2d", ()),
         ("nano_stage1", ("nano_2d",)),
         ("nano_steady", ("nano_stage1",)),
         ("nano_text", ("nano_stage1", "nano_steady")),
-        ("nano_rich", ("nano_text",)),
+        ("nano_blocks", ("nano_text",)),
+        ("nano_rich", ("nano_blocks",)),
     ),
 }
 RESULTS = {
-    "default": {"default": "bundled_text", "default.rich": "bundled_rich"},
-    "nano": {"nano": "nano_text", "nano.rich": "nano_rich"},
+    "default": {"default": "bundled_blocks", "default.rich": "bundled_rich"},
+    "nano": {"nano": "nano_blocks", "nano.rich": "nano_rich"},
 }
 _GPU_BATCH, _GPU_WORKERS = 16, 12
 _INTERRUPTED = 3
