@@ -37,6 +37,10 @@ NOISY = (
     ("clean", 0.25), ("h264", 0.2), ("light", 0.08), ("noise10", 0.27), ("realbasicvsr", 0.08), ("film", 0.08),
     ("aigen", 0.04),
 )  # fmt: skip
+COMPRESSED = (
+    ("clean", 0.3), ("h264", 0.3), ("light", 0.08), ("noise10", 0.17), ("realbasicvsr", 0.06), ("film", 0.05),
+    ("aigen", 0.04),
+)  # fmt: skip
 MOSTLY_CLEAN = (
     ("clean", 0.4), ("h264", 0.2), ("light", 0.1), ("noise10", 0.14), ("realbasicvsr", 0.07), ("film", 0.04),
     ("aigen", 0.05),
@@ -175,22 +179,38 @@ def bundled_text() -> TrainConfig:
 
 
 def bundled_blocks() -> TrainConfig:
-    """The faithful end: the temporal blocks alone, for the layers around them that `bundled_text` made.
-
-    A third of the clips are clean or nearly, so that the blocks learn what is detail and not noise.
-    """
+    """The temporal blocks alone, for the layers around them that `bundled_text` made; clean frames pay for it."""
     blocks, _ = bundled_steady().stages
-    stage = replace(blocks, name="blocks", steps=1000, mixture=NOISY, seed_offset=24)
-    return replace(_clip_run("bundled_blocks", stage), data=DataConfig(fixed_camera=0.4, page_share=0.3))
+    alone = replace(blocks, name="blocks", steps=1000, mixture=NOISY, seed_offset=24)
+    return replace(_clip_run("bundled_blocks", alone), data=DataConfig(fixed_camera=0.4, page_share=0.3))
+
+
+def bundled_finish() -> TrainConfig:
+    """The faithful end: all weights, from the mean of what `bundled_text` and `bundled_blocks` end with.
+
+    Clean frames get back what they paid, and the blocks lose much of their gain, for the other layers learn to do
+    without them. The file is one part of `bundled_blocks` and two of this.
+    """
+    _, clips = bundled_text().stages
+    together = replace(
+        clips,
+        name="all weights",
+        steps=600,
+        mixture=COMPRESSED,
+        learning_rate=2.5e-4,
+        temporal_learning_rate=5e-4,
+        seed_offset=26,
+    )
+    return replace(_clip_run("bundled_finish", together), data=DataConfig(fixed_camera=0.4, page_share=0.5))
 
 
 def bundled_rich() -> TrainConfig:
-    """The rich end: the spatial layers go on from `bundled_blocks`, after a larger network's pictures.
+    """The rich end: the spatial layers go on from `bundled_text`, after a larger network's pictures.
 
     Give `teacher.path` (RealSR's network, of `prepare_benchmark_data`) and `teacher.cache`, and fill the cache first.
     The teacher sees clean clips, where it is at its best, and the student the same with all kinds of damage. What a
     network has drawn another can learn to draw, where real texture would leave it guessing. The temporal blocks stay
-    `bundled_blocks`'s, for few of these clips could teach them anything.
+    `bundled_text`'s, for few of these clips could teach them anything.
     """
     stage = StageConfig(
         name="distilled",
@@ -279,11 +299,6 @@ def nano_steady() -> TrainConfig:
 def nano_text() -> TrainConfig:
     """`bundled_text` for `nano`."""
     return _nano(bundled_text(), 2500, 900)
-
-
-def nano_blocks() -> TrainConfig:
-    """`bundled_blocks` for `nano`."""
-    return _nano(bundled_blocks(), 1000)
 
 
 def nano_rich() -> TrainConfig:

@@ -21,7 +21,7 @@ from .peers import PEERS
 from .recipes import get_recipe
 
 TEACHER = "realsr-df2k"
-# model -> (recipe, those whose mean it begins with) in order; then which recipe made which file.
+# model -> (recipe, those whose mean it begins with) in order; then which recipes' mean is which file.
 CHAINS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
     "default": (
         ("bundled_2d", ()),
@@ -29,20 +29,23 @@ CHAINS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         ("bundled_steady", ("bundled_stage1",)),
         ("bundled_text", ("bundled_steady",)),
         ("bundled_blocks", ("bundled_text",)),
-        ("bundled_rich", ("bundled_blocks",)),
+        ("bundled_finish", ("bundled_text", "bundled_blocks")),
+        ("bundled_rich", ("bundled_text",)),
     ),
     "nano": (
         ("nano_2d", ()),
         ("nano_stage1", ("nano_2d",)),
         ("nano_steady", ("nano_stage1",)),
         ("nano_text", ("nano_stage1", "nano_steady")),
-        ("nano_blocks", ("nano_text",)),
-        ("nano_rich", ("nano_blocks",)),
+        ("nano_rich", ("nano_text",)),
     ),
 }
 RESULTS = {
-    "default": {"default": "bundled_blocks", "default.rich": "bundled_rich"},
-    "nano": {"nano": "nano_blocks", "nano.rich": "nano_rich"},
+    "default": {
+        "default": ("bundled_finish", "bundled_finish", "bundled_blocks"),
+        "default.rich": ("bundled_rich",),
+    },
+    "nano": {"nano": ("nano_text",), "nano.rich": ("nano_rich",)},
 }
 _GPU_BATCH, _GPU_WORKERS = 16, 12
 _INTERRUPTED = 3
@@ -59,9 +62,10 @@ def main(arguments: list[str] | None = None) -> int:
                     return status
         except KeyboardInterrupt:  # between two recipes
             return _INTERRUPTED
-    for name, recipe in RESULTS[options.model].items():
+    for name, recipes in RESULTS[options.model].items():
+        runs = [str(options.out / recipe) for recipe in recipes]
         target = options.out / f"{name}.safetensors"
-        status = export.main([str(options.out / recipe), "--out", str(target), "--dtype", "float16"])
+        status = export.main([*runs, "--out", str(target), "--dtype", "float16"])
         if status:
             return status
     return 0
