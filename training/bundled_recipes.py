@@ -121,7 +121,7 @@ def bundled_stage1() -> TrainConfig:
 
 
 def bundled_steady() -> TrainConfig:
-    """The faithful end: the temporal blocks alone once more, many of the cameras fixed, then all weights.
+    """The temporal blocks alone once more, many of the cameras fixed, then all weights.
 
     Over photographs cameras nearly always move, and by what they see there the blocks learn to keep away from
     neighbours. Alone they learn to use them, and to take clean detail for noise, a third of a decibel; the second stage
@@ -143,11 +143,11 @@ def bundled_steady() -> TrainConfig:
 
 
 def bundled_text() -> TrainConfig:
-    """The faithful end: half of the clips are pages of text, and within a clip errors count by their squares.
+    """Half of the clips are pages of text, and within a clip errors count by their squares.
 
-    Small letters are harder to read than bicubic leaves them for a network that has seen few, or that draws the
-    likelier of two strokes where it cannot know: the mean of both is what can be read. Many single frames first, the
-    temporal blocks as they are, then clips to bring both together again.
+    A network that has seen few small letters, or that draws the likelier of two strokes where it cannot know, breaks
+    them; the mean of both strokes can be read. Many single frames first, the temporal blocks as they are, then clips
+    to bring both together again.
     """
     _, together = bundled_steady().stages
     squares = LossConfig(error="rms", epsilon=0.005)
