@@ -25,9 +25,10 @@ from adcvsr_core.checkpoint import load_student, read_config
 from adcvsr_core.config import StudentConfig
 from adcvsr_core.degradation import degrade
 from adcvsr_core.student import Student
-from training.config import TrainConfig, override
+from training.config import TrainConfig
 from training.export import read_weights
 from training.measures import fine_energy
+from training.overrides import override
 from training.perceptual import make_distance
 from training.progress import TrainingProgress
 from training.recipes import get_recipe

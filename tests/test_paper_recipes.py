@@ -16,8 +16,9 @@ from adcvsr_core.checkpoint import load_student, save_student
 from adcvsr_core.config import StudentConfig
 from adcvsr_core.convert import convert_adcsr, student_from_sd
 from adcvsr_core.errors import ConfigError
-from training.config import TrainConfig, override
+from training.config import TrainConfig
 from training.export import read_weights
+from training.overrides import override
 from training.recipes import get_recipe
 from training.teachers.random_dove import write_random_dove
 from training.trainer import Trainer

@@ -8,7 +8,8 @@ import pytest
 from adcvsr_core.config import PRESETS
 from adcvsr_core.errors import ConfigError
 from training import train
-from training.config import StageConfig, TrainConfig, identity, override
+from training.config import StageConfig, TrainConfig, identity
+from training.overrides import override
 from training.recipes import (
     MEMORY_PRESETS,
     RECIPES,

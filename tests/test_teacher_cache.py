@@ -15,7 +15,7 @@ from adcvsr_core.checkpoint import save_student
 from adcvsr_core.errors import OutputError
 from tests.teacher_clips import clip
 from training import cache_teacher
-from training.config import override
+from training.overrides import override
 from training.recipes import debug
 from training.teachers import Teacher
 from training.teachers.base import identify

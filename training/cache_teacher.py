@@ -19,7 +19,8 @@ from torch import Tensor
 from adcvsr_core.errors import AdcvsrError, ConfigError
 
 from .clips import to_stderr
-from .config import LossConfig, StageConfig, TrainConfig, override
+from .config import LossConfig, StageConfig, TrainConfig
+from .overrides import override
 from .processes import Processes
 from .recipes import MEMORY_PRESETS, RECIPES, fit_memory, get_recipe
 from .sampling import Batches

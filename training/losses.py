@@ -30,6 +30,10 @@ def root_mean_square(sr: Tensor, hr: Tensor, epsilon: float) -> Tensor:
 
     Within a clip large errors count by their squares, so that the mean of what cannot be told apart is best; but a
     clip of hard contrasts counts no more than a soft one, as it does in a plain squared error.
+
+    Args:
+        sr, hr: [B,...] of one shape.
+        epsilon: in their units; 0 is taken as 1e-6, for the root has no gradient at 0.
     """
     squares = (sr.float() - hr.float()).square().flatten(1).mean(1)
     return (torch.sqrt(squares + max(epsilon, 1e-6) ** 2) - epsilon).mean()

@@ -38,8 +38,11 @@ class Niqe:
         self._mean, self._covariance = mean, covariance
 
     def __call__(self, frame: Tensor) -> float | None:
-        """Measure [H,W,3] in 0..1; lower is more natural. None where it holds fewer than two whole
-        blocks that are not flat."""
+        """Measure [H,W,3] in 0..1; lower is more natural.
+
+        Returns:
+            the distance, 0 or more; None where the frame holds fewer than two whole blocks that are not flat.
+        """
         rows, columns = (edge // _BLOCK for edge in frame.shape[:2])
         if rows * columns < 2:
             return None

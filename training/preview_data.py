@@ -19,8 +19,9 @@ from adcvsr_core.errors import AdcvsrError, ConfigError
 from adcvsr_core.images import write_image
 
 from .adversary import real_clip
-from .config import StageConfig, TrainConfig, override
+from .config import StageConfig, TrainConfig
 from .discriminators.labels import lessons
+from .overrides import override
 from .recipes import MEMORY_PRESETS, RECIPES, fit_memory, get_recipe
 from .sampling import Batches, to_frames
 from .sources import open_source

@@ -16,8 +16,9 @@ from adcvsr_core.checkpoint import read_config
 from adcvsr_core.degradation import DEGRADATIONS
 from adcvsr_core.errors import AdcvsrError, ConfigError
 
-from .config import TrainConfig, override
+from .config import TrainConfig
 from .export import read_weights
+from .overrides import override
 from .recipes import MEMORY_PRESETS, RECIPES, fit_memory, get_recipe
 from .trainer import Trainer
 

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from adcvsr_core.checkpoint import read_config
 from adcvsr_core.errors import AdcvsrError, ConfigError
-from training.config import StageConfig, TrainConfig, override
+from training.config import StageConfig, TrainConfig
 from training.export import read_weights
+from training.overrides import override
 from training.recipes import RECIPES, get_recipe
 from training.trainer import Trainer
 
