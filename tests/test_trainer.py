@@ -21,7 +21,8 @@ from adcvsr_core.student import Student
 from tests.training_material import make_footage
 from training import export, train
 from training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
-from training.config import TrainConfig, override
+from training.config import TrainConfig
+from training.overrides import override
 from training.recipes import debug
 from training.sampling import Batches
 from training.trainer import Trainer, TrainingError
