@@ -13,7 +13,7 @@ from tests.training_material import smooth_noise
 from training.clips import Clip
 from training.config import DataConfig
 from training.motion import draw_motion
-from training.pages import SIZE, draw_page
+from training.pages import SIZE, draw_line_page, draw_page
 from training.sources import Corpus
 
 
@@ -28,6 +28,17 @@ def test_pages_are_full_of_contrast_and_follow_from_their_seed(tmp_path: Path) -
         bands = page.astype(float).reshape(6, SIZE[0] // 6, SIZE[1], 3)
         edges = np.abs(np.diff(bands, axis=2)).mean((1, 2, 3))
         assert edges.min() > 2, edges  # letters from the top to the bottom
+
+
+def test_pages_of_lines_hold_lines_that_a_quarter_of_the_size_can_tell_apart() -> None:
+    pages = [draw_line_page(seed, []).astype(float) for seed in (0, 1, 0)]
+    assert np.array_equal(pages[0], pages[2]) and not np.array_equal(pages[0], pages[1])
+    for page in pages[:2]:
+        assert page.shape == (*SIZE, 3)
+        small = page.reshape(SIZE[0] // 4, 4, SIZE[1] // 4, 4, 3).mean((1, 3))
+        for axis in (0, 1):
+            kept = np.abs(np.diff(small, axis=axis)).mean() / (4 * np.abs(np.diff(page, axis=axis)).mean())
+            assert 0.3 < kept < 0.9, kept  # flat ground would keep all, stripes below a pixel nothing
 
 
 def drawn_from(folder: Path, num_frames: int, **data: float) -> list[Clip]:

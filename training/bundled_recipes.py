@@ -61,6 +61,9 @@ EVERYTHING = (
     ("aigen", 0.07),
 )  # fmt: skip
 
+# Of what is not film: there are three times as many pages as photographs.
+_PAGES = 0.4
+
 
 def bundled_2d() -> TrainConfig:
     """Single frames, the temporal blocks bypassed: what a small net needs first is many different pictures a step.
@@ -80,7 +83,8 @@ def bundled_2d() -> TrainConfig:
     )
     mixed = replace(clean, name="frames", steps=2500, mixture=FIRST_MIXTURE, final_learning_rate=0.02, seed_offset=1)
     damaged = replace(mixed, name="all damage", steps=4500, mixture=ALL_DAMAGE, learning_rate=4e-4, seed_offset=5)
-    return TrainConfig(recipe="bundled_2d", student=PRESETS["default"], stages=(clean, mixed, damaged))
+    data = DataConfig(page_share=_PAGES)
+    return TrainConfig(recipe="bundled_2d", student=PRESETS["default"], stages=(clean, mixed, damaged), data=data)
 
 
 def bundled_stage1() -> TrainConfig:
@@ -139,7 +143,7 @@ def bundled_steady() -> TrainConfig:
         loss=LossConfig(frame_difference=0.7),
     )
     together = replace(second, steps=1200, mixture=MOSTLY_CLEAN, learning_rate=2e-4, seed_offset=16)
-    return replace(_clip_run("bundled_steady", blocks, together), data=DataConfig(fixed_camera=0.4))
+    return _clip_run("bundled_steady", blocks, together, fixed_camera=0.4)
 
 
 def bundled_text() -> TrainConfig:
@@ -174,15 +178,14 @@ def bundled_text() -> TrainConfig:
         seed_offset=22,
         loss=replace(squares, frame_difference=0.5),
     )
-    data = DataConfig(video_share=0.35, fixed_camera=0.4, page_share=0.85)
-    return replace(_clip_run("bundled_text", letters, clips), data=data)
+    return _clip_run("bundled_text", letters, clips, video_share=0.35, fixed_camera=0.4, page_share=0.85)
 
 
 def bundled_blocks() -> TrainConfig:
     """The temporal blocks alone, for the layers around them that `bundled_text` made; clean frames pay for it."""
     blocks, _ = bundled_steady().stages
     alone = replace(blocks, name="blocks", steps=1000, mixture=NOISY, seed_offset=24)
-    return replace(_clip_run("bundled_blocks", alone), data=DataConfig(fixed_camera=0.4, page_share=0.3))
+    return _clip_run("bundled_blocks", alone, fixed_camera=0.4, page_share=0.3)
 
 
 def bundled_finish() -> TrainConfig:
@@ -201,7 +204,7 @@ def bundled_finish() -> TrainConfig:
         temporal_learning_rate=5e-4,
         seed_offset=26,
     )
-    return replace(_clip_run("bundled_finish", together), data=DataConfig(fixed_camera=0.4, page_share=0.5))
+    return _clip_run("bundled_finish", together, fixed_camera=0.4, page_share=0.5)
 
 
 def bundled_rich() -> TrainConfig:
@@ -229,7 +232,7 @@ def bundled_rich() -> TrainConfig:
         loss=LossConfig(epsilon=0.01, perceptual=0.1, perceptual_frames=2, flow=0.25),
     )
     teacher = TeacherConfig(kind="peer", sees="clean")
-    return replace(_clip_run("bundled_rich", stage), data=DataConfig(video_share=0.4, pool=480), teacher=teacher)
+    return replace(_clip_run("bundled_rich", stage, video_share=0.4, pool=480), teacher=teacher)
 
 
 def bundled_stage2() -> TrainConfig:
@@ -312,5 +315,12 @@ def _nano(recipe: TrainConfig, *steps: int) -> TrainConfig:
     return replace(recipe, recipe=name, student=PRESETS["nano"], stages=stages)
 
 
-def _clip_run(name: str, *stages: StageConfig) -> TrainConfig:
-    return TrainConfig(recipe=name, student=PRESETS["default"], stages=stages, ema_decay=0.995, dead_after=0)
+def _clip_run(name: str, *stages: StageConfig, page_share: float = _PAGES, **data: float) -> TrainConfig:
+    return TrainConfig(
+        recipe=name,
+        student=PRESETS["default"],
+        stages=stages,
+        data=DataConfig(page_share=page_share, **data),
+        ema_decay=0.995,
+        dead_after=0,
+    )

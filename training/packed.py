@@ -1,8 +1,8 @@
 """The bundled model's material in one small file, for a machine without network: `pack` here, `unpack` there.
 
 The film is compressed again (x264, all of its frames), photographs become JPEG, the perceptual network that training
-uses is kept in half precision. What is unpacked is therefore a little worse than what was packed, and the larger
-network, which only measures, is left out. Knows nothing about registries.
+uses is kept in half precision, and pages are drawn again from their fonts. What is unpacked is therefore a little worse
+than what was packed, and the larger network, which only measures, is left out. Knows nothing about registries.
 """
 
 import io
@@ -20,6 +20,9 @@ from PIL import Image
 
 from adcvsr_core.degradation import rgb_to_yuv420, yuv420_to_rgb
 from adcvsr_core.errors import InputError
+
+from .array_files import save_array
+from .drawn_pages import PAGES, draw_missing_pages
 
 FEATURES = "features/alex_shift_tolerant.pth"
 _FILM, _CORPUS = "film.mp4", "corpus.json"
@@ -46,8 +49,10 @@ def pack(data: Path, file: Path, *, film_megabytes: float, jpeg_quality: int) ->
     with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive, tempfile.TemporaryDirectory() as folder:
         archive.writestr(_CORPUS, json.dumps(described))
         archive.writestr(FEATURES, _half_weights(data / FEATURES))
-        for name in described["photographs"]:
+        for name in _not_drawn(described):
             archive.writestr(f"photographs/{name}.jpg", _jpeg(data / "photographs" / f"{name}.npy", jpeg_quality))
+        for path in sorted((data / "fonts").glob("*.ttf")):
+            archive.write(path, f"fonts/{path.name}", zipfile.ZIP_DEFLATED)
         if described["shots"]:
             film = np.load(data / "film.npy", mmap_mode="r")
             num_frames = max(stop for _, stop in described["shots"])
@@ -66,24 +71,27 @@ def unpack(file: Path, data: Path) -> None:
         with zipfile.ZipFile(file) as archive:
             described = json.loads(archive.read(_CORPUS))
             (data / "photographs").mkdir(parents=True, exist_ok=True)
-            for name in described["photographs"]:
+            for name in _not_drawn(described):
                 path = data / "photographs" / f"{name}.npy"
                 if not path.exists():
                     picture = Image.open(io.BytesIO(archive.read(f"photographs/{name}.jpg")))
                     save_array(path, np.asarray(picture.convert("RGB")))
+            archive.extractall(data, [name for name in archive.namelist() if name.startswith("fonts/")])
             _write_weights(archive.read(FEATURES), data / FEATURES)
             if described["shots"] and not (data / "film.npy").exists():
                 _decode(archive.read(_FILM), data / "film.npy")
     except (zipfile.BadZipFile, KeyError, OSError, ValueError) as error:
         raise InputError(f"{file} is no packed material, or broken: {error}") from error
+    draw_missing_pages(
+        data,
+        [name for name in described["photographs"] if name in PAGES],
+        [name for name in _not_drawn(described) if name not in described["heldout"]["photographs"]],
+    )
     (data / _CORPUS).write_text(json.dumps(described, indent=1))
 
 
-def save_array(path: Path, array: np.ndarray) -> None:
-    """Write an array as `path` in one step, so that a half-written one is never taken for whole."""
-    partial = path.with_suffix(".part.npy")
-    np.save(partial, array)
-    os.replace(partial, path)
+def _not_drawn(described: dict) -> list[str]:
+    return [name for name in described["photographs"] if name not in PAGES]
 
 
 def _half_weights(path: Path) -> bytes:

@@ -1,7 +1,8 @@
-"""Pages of text to train on: words in many faces, sizes and colours, on flat ground and over photographs.
+"""Pages to train on: text in many faces, sizes and colours, and thin lines, on flat ground and over photographs.
 
-Networks that saw only pictures mangle letters. Pages are drawn at twice their size and halved, as photographs are, and
-serve as photographs: a camera moves over them. Knows nothing about files but the fonts it is given.
+Networks that saw only pictures mangle letters, and draw two cables as a rope. Pages are drawn at twice their size and
+halved, as photographs are, and serve as photographs: a camera moves over them. Knows nothing about files but the fonts
+it is given.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 SIZE = (720, 1280)  # height and width of a page
 _FINE = 2
+_FINE_LINES = 4  # lines, unlike letters, are drawn with hard edges
 # Letters about as often as in English.
 _LETTERS = "eeeeeeeeeeeetttttttttaaaaaaaaooooooooiiiiiiinnnnnnnsssssshhhhhhrrrrrrddddllllcccuuummmwwffggyyppbbvkjxqz"
 _ENDS = ("", "", "", "", ",", ".", "!", "?", ":", "-", ";", "%", ")", "\N{RIGHT DOUBLE QUOTATION MARK}")
@@ -29,11 +31,8 @@ def draw_page(seed: int, fonts: Sequence[Path], backgrounds: Sequence[np.ndarray
         [720,1280,3] uint8.
     """
     rng = np.random.default_rng(seed)
-    height, width = (_FINE * edge for edge in SIZE)
-    page = Image.new("RGB", (width, height), _color(rng))
-    if len(backgrounds) and rng.random() < 1 / 3:
-        photo = Image.fromarray(backgrounds[int(rng.integers(len(backgrounds)))])
-        page = photo.resize((width, height), Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(_FINE * 2))
+    page = _ground(rng, backgrounds, _FINE)
+    height = page.height
     top = 0
     while top < height:
         # 18 to 84 pixels high: at a quarter of that, smaller ones are past reading. Large lines fill more of a page: by
@@ -42,6 +41,53 @@ def draw_page(seed: int, fonts: Sequence[Path], backgrounds: Sequence[np.ndarray
         font = ImageFont.truetype(str(fonts[int(rng.integers(len(fonts)))]), size)
         top += _draw_line(page, rng, font, top)
     return np.asarray(page.reduce(_FINE))
+
+
+def draw_line_page(seed: int, backgrounds: Sequence[np.ndarray]) -> np.ndarray:
+    """Draw a page of thin lines side by side, straight or bent: cables, fences, blinds, masts.
+
+    Args:
+        seed: all randomness.
+        backgrounds: photographs [H,W,3] uint8; a third of the pages lie over a piece of one.
+
+    Returns:
+        [720,1280,3] uint8.
+    """
+    rng = np.random.default_rng(seed)
+    page = _ground(rng, backgrounds, _FINE_LINES)
+    for _ in range(40):
+        _draw_bundle(page, rng)
+    return np.asarray(page.reduce(_FINE_LINES))
+
+
+def _ground(rng: np.random.Generator, backgrounds: Sequence[np.ndarray], fine: int) -> Image.Image:
+    """Return one colour, or a piece of a photograph out of focus, `fine` times as large as a page."""
+    height, width = (fine * edge for edge in SIZE)
+    page = Image.new("RGB", (width, height), _color(rng))
+    if len(backgrounds) and rng.random() < 1 / 3:
+        photo = Image.fromarray(backgrounds[int(rng.integers(len(backgrounds)))])
+        page = photo.resize((width, height), Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(fine * 2))
+    return page
+
+
+def _draw_bundle(page: Image.Image, rng: np.random.Generator) -> None:
+    """Draw up to a dozen equal lines side by side in any direction, 1 to 6 pixels wide, 5 or more apart."""
+    draw = ImageDraw.Draw(page)
+    # Closer ones are past telling apart at a quarter of the size.
+    line = np.exp(rng.uniform(0, np.log(6)))
+    pitch = max(2 * line, 5) * np.exp(rng.uniform(0, np.log(4))) * _FINE_LINES
+    angle, bend = rng.uniform(0, np.pi), float(rng.normal(0, 0.15)) * (rng.random() < 0.5)
+    along, across = np.array([np.cos(angle), np.sin(angle)]), np.array([-np.sin(angle), np.cos(angle)])
+    start = rng.uniform((0, 0), page.size)
+    length = page.width * rng.uniform(0.1, 0.6)
+    x = np.linspace(-0.5, 0.5, 24)[:, None]
+    curve = start + length * (x * along + bend * (4 * x**2 - 1) * across)
+    left, top = np.clip(curve.min(0), 0, np.array(page.size) - 1)
+    right, bottom = np.clip(curve.max(0) + 1, np.array((left, top)) + 1, page.size)
+    color = _apart(rng, np.asarray(page.crop((int(left), int(top), int(right), int(bottom)))).mean((0, 1)))
+    for number in range(int(rng.integers(1, 13))):
+        points = [tuple(point) for point in curve + number * pitch * across]
+        draw.line(points, fill=color, width=round(line * _FINE_LINES), joint="curve")
 
 
 def _draw_line(page: Image.Image, rng: np.random.Generator, font: ImageFont.FreeTypeFont, top: int) -> int:

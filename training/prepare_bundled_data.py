@@ -5,7 +5,8 @@ feature weights out of them, halves their size (which removes the traces of thei
 folder that `training.sources.Corpus` reads:
 
     film.npy                 [14315,360,640,3] uint8, 9.9 GB
-    photographs/NAME.npy     [H,W,3] uint8; those called page-NN are text, drawn here
+    photographs/NAME.npy     [H,W,3] uint8; page-NNN and lines-NN are drawn here
+    fonts/*.ttf              what pages of text are drawn with
     features/*.pth           ST-LPIPS weights
     corpus.json              shots as frame ranges, names, and what is held out
 
@@ -32,8 +33,9 @@ from PIL import Image
 
 from adcvsr_core.errors import AdcvsrError, InputError
 
-from .packed import pack, save_array, unpack
-from .pages import draw_page
+from .array_files import save_array
+from .drawn_pages import PAGES, draw_missing_pages
+from .packed import pack, unpack
 from .registries import Package, fetch
 from .sources import HELD_OUT_FILE
 
@@ -170,7 +172,6 @@ FONTS = (
         "efd381517f958b01969343634ffcbdd60056be7779af84c6f53a005090430204",
     ),
 )
-PAGES = tuple(f"page-{number:02d}" for number in range(36))
 
 
 def prepare_features(out: Path, downloads: Path) -> None:
@@ -202,20 +203,20 @@ def prepare_photographs(out: Path, downloads: Path) -> list[str]:
     return sorted(name for files in PHOTOGRAPHS.values() for name in files)
 
 
-def prepare_pages(out: Path, downloads: Path, held_out: list[str]) -> list[str]:
-    """Draw pages of text over photographs that are trained on, and store them beside these; returns their names."""
-    folder = out / "photographs"
-    missing = {seed: folder / f"{name}.npy" for seed, name in enumerate(PAGES) if not (folder / f"{name}.npy").exists()}
-    if missing:
-        names = sorted(name for files in PHOTOGRAPHS.values() for name in files if name not in held_out)
-        backgrounds = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in names]
+def prepare_fonts(out: Path, downloads: Path) -> None:
+    """Take the faces out of their packages."""
+    folder = out / "fonts"
+    if folder.exists():
+        return
+    partial = out / "fonts.part"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    for package in FONTS:
         with tempfile.TemporaryDirectory() as unpacked:
-            for package in FONTS:
-                _unpack(package, downloads, unpacked)
-            fonts = sorted(Path(unpacked).rglob("*.ttf"))
-            for seed, path in missing.items():
-                save_array(path, draw_page(seed, fonts, backgrounds))
-    return list(PAGES)
+            _unpack(package, downloads, unpacked)
+            for path in Path(unpacked).rglob("*.ttf"):
+                shutil.copyfile(path, partial / path.name)
+    os.replace(partial, folder)
 
 
 def _unpack(package: Package, downloads: Path, folder: str) -> None:
@@ -334,9 +335,10 @@ def prepare(out: Path, downloads: Path) -> None:
     held_out = json.loads(HELD_OUT_FILE.read_text())
     prepare_features(out, downloads)
     photographs = prepare_photographs(out, downloads)
-    pages = prepare_pages(out, downloads, held_out["photographs"])
+    prepare_fonts(out, downloads)
+    draw_missing_pages(out, list(PAGES), [name for name in photographs if name not in held_out["photographs"]])
     shots = prepare_film(out, downloads)
-    described = {"shots": shots, "photographs": photographs + pages, "pages": pages, "heldout": held_out}
+    described = {"shots": shots, "photographs": [*photographs, *PAGES], "pages": list(PAGES), "heldout": held_out}
     (out / "corpus.json").write_text(json.dumps(described, indent=1))
 
 
