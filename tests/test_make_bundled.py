@@ -37,7 +37,7 @@ def test_the_chain_runs_to_both_ends_and_goes_on_where_it_stopped(material, tmp_
     monkeypatch.setattr(train, "main", stopping)
     assert make_bundled.main(command) == 3 and not (out / "nano.safetensors").exists()
     assert make_bundled.main(command) == 0
-    rest = ["nano_stage1", "nano_steady", "nano_text", "nano_rich"]
+    rest = ["nano_stage1", "nano_steady", "nano_text", "nano_blocks", "nano_rich"]
     assert begun == ["nano_2d", "nano_stage1", *rest], "what is complete is not trained again"
     for name, runs in make_bundled.RESULTS["nano"].items():
         assert read_config(out / f"{name}.safetensors") == PRESETS["nano"]

@@ -30,22 +30,23 @@ CHAINS: dict[str, tuple[tuple[str, tuple[str, ...]], ...]] = {
         ("bundled_text", ("bundled_steady",)),
         ("bundled_blocks", ("bundled_text",)),
         ("bundled_finish", ("bundled_text", "bundled_blocks")),
-        ("bundled_rich", ("bundled_text",)),
+        ("bundled_rich", ("bundled_finish", "bundled_blocks")),
     ),
     "nano": (
         ("nano_2d", ()),
         ("nano_stage1", ("nano_2d",)),
         ("nano_steady", ("nano_stage1",)),
         ("nano_text", ("nano_stage1", "nano_steady")),
-        ("nano_rich", ("nano_text",)),
+        ("nano_blocks", ("nano_text",)),
+        ("nano_rich", ("nano_text", "nano_blocks")),
     ),
 }
 RESULTS = {
     "default": {
-        "default": ("bundled_finish", "bundled_finish", "bundled_blocks"),
+        "default": ("bundled_finish", "bundled_blocks"),
         "default.rich": ("bundled_rich",),
     },
-    "nano": {"nano": ("nano_text",), "nano.rich": ("nano_rich",)},
+    "nano": {"nano": ("nano_text", "nano_blocks"), "nano.rich": ("nano_rich",)},
 }
 _GPU_BATCH, _GPU_WORKERS = 16, 12
 _INTERRUPTED = 3
