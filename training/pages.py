@@ -20,7 +20,7 @@ _ENDS = ("", "", "", "", ",", ".", "!", "?", ":", "-", ";", "%", ")", "\N{RIGHT 
 
 
 def draw_page(seed: int, fonts: Sequence[Path], backgrounds: Sequence[np.ndarray]) -> np.ndarray:
-    """Draw one page.
+    """Draw a page of text.
 
     Args:
         seed: all randomness.
