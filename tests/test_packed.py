@@ -61,6 +61,12 @@ def test_drawn_pages_are_drawn_again_from_their_fonts(tmp_path: Path) -> None:
 def test_faults_are_told(tmp_path: Path, capsys) -> None:
     with pytest.raises(InputError, match="prepare_bundled_data"):
         pack(tmp_path, tmp_path / "all.zip", film_megabytes=1, jpeg_quality=90)
+    (tmp_path / "data").mkdir()
+    data = make_prepared_folder(tmp_path / "data")
+    described = json.loads((data / "corpus.json").read_text())
+    (data / "corpus.json").write_text(json.dumps(described | {"photographs": [*described["photographs"], "page-000"]}))
+    with pytest.raises(InputError, match="fonts is missing; make it with .*prepare_bundled_data"):
+        pack(data, tmp_path / "all.zip", film_megabytes=1, jpeg_quality=90)
     (tmp_path / "no.zip").write_bytes(b"nothing")
     with pytest.raises(InputError, match="no packed material"):
         unpack(tmp_path / "no.zip", tmp_path)

@@ -41,10 +41,11 @@ def pack(data: Path, file: Path, *, film_megabytes: float, jpeg_quality: int) ->
     Raises:
         InputError: the folder is not complete.
     """
-    for name in (_CORPUS, FEATURES):
-        if not (data / name).exists():
-            raise InputError(f"{data / name} is missing; make it with `python -m training.prepare_bundled_data`")
+    _require(data / _CORPUS)
+    _require(data / FEATURES)
     described = json.loads((data / _CORPUS).read_text())
+    if PAGES.keys() & set(described["photographs"]):
+        _require(data / "fonts")
     partial = file.with_name(f"{file.name}.part")
     with zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive, tempfile.TemporaryDirectory() as folder:
         archive.writestr(_CORPUS, json.dumps(described))
@@ -88,6 +89,11 @@ def unpack(file: Path, data: Path) -> None:
         [name for name in _not_drawn(described) if name not in described["heldout"]["photographs"]],
     )
     (data / _CORPUS).write_text(json.dumps(described, indent=1))
+
+
+def _require(path: Path) -> None:
+    if not path.exists():
+        raise InputError(f"{path} is missing; make it with `python -m training.prepare_bundled_data`")
 
 
 def _not_drawn(described: dict) -> list[str]:
