@@ -70,6 +70,12 @@ def test_pages_are_photographs_unless_their_share_is_said(folder: Path) -> None:
     assert any("mirrored" in clip.name for clip in drawn_from(folder, 1) if clip.name.startswith("p #"))
 
 
+def test_what_is_held_out_is_drawn_without_pages(folder: Path) -> None:
+    """Else a run would measure itself on what it trains on, for want of held-out pages."""
+    source = Corpus(folder, "heldout", DataConfig(video_share=0.0, page_share=0.5))
+    assert {source.draw_clip(np.random.default_rng(seed), 1, 64).name.split()[0] for seed in range(9)} == {"c"}
+
+
 def test_material_without_pages_says_so(folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(folder, tmp_path / "data")
     described = json.loads((folder / "corpus.json").read_text())

@@ -5,6 +5,7 @@ nothing about what is drawn from it.
 """
 
 import json
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -105,6 +106,8 @@ class Corpus(Source):
         if not shots and not stills:
             raise InputError(f"{folder} holds no {split} material")
         data = data or DataConfig()
+        if is_held_out:
+            data = replace(data, page_share=0.0)  # no page is held out
         apart = set(described.get("pages", ())) if data.page_share else set()  # else they are photographs
         photographs, pages = ([stills[name] for name in names if (name in apart) == of] for of in (False, True))
         super().__init__(str(folder), shots, photographs, data, report, pages)
