@@ -225,8 +225,8 @@ class DataConfig:
             a clip, "full" spread over the whole shot by a longer stride.
         stride: largest step between a clip's frames, in frames of the video ("full" ignores it).
         fixed_camera: share of the photographs before which the camera stands still; pieces of others may move in front.
-        page_share: share of the photographs that are pages of text; 0 = pages are drawn like other photographs,
-            mirrored and reduced.
+        page_share: share of the photographs that are drawn pages, of text or lines; 0 = pages are drawn like other
+            photographs, mirrored and reduced. Nothing of it holds for what is held out: no page is.
         transpose_probability: chance of swapping height and width.
         held_out: share of the shots of a user's own footage that is never trained on; at least one where there are two.
         pool: number of distinct samples, 0 = endless. With a cached teacher every sample of the pool is super-resolved

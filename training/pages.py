@@ -1,7 +1,7 @@
 """Pages to train on: text in many faces, sizes and colours, and thin lines, on flat ground and over photographs.
 
-Networks that saw only pictures mangle letters, and draw two cables as a rope. Pages are drawn at twice their size and
-halved, as photographs are, and serve as photographs: a camera moves over them. Knows nothing about files but the fonts
+Networks that saw only pictures mangle letters, and draw two cables as a rope. Pages are drawn larger than they are and
+reduced, as photographs are, and serve as photographs: a camera moves over them. Knows nothing about files but the fonts
 it is given.
 """
 
@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 SIZE = (720, 1280)  # height and width of a page
-_FINE = 2
-_FINE_LINES = 4  # lines, unlike letters, are drawn with hard edges
+# How many times as large as the page it is drawn; lines, unlike letters, are drawn with hard edges.
+_FINE, _FINE_LINES = 2, 4
 # Letters about as often as in English.
 _LETTERS = "eeeeeeeeeeeetttttttttaaaaaaaaooooooooiiiiiiinnnnnnnsssssshhhhhhrrrrrrddddllllcccuuummmwwffggyyppbbvkjxqz"
 _ENDS = ("", "", "", "", ",", ".", "!", "?", ":", "-", ";", "%", ")", "\N{RIGHT DOUBLE QUOTATION MARK}")

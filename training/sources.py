@@ -68,7 +68,7 @@ class Corpus(Source):
     Args:
         folder: what `training.prepare_bundled_data` wrote.
         split: "train" or "heldout"; the folder says which is which, `data.held_out` does not count.
-        data, report: see `Source`.
+        data, report: see `Source`; what is held out has no pages, whatever `data.page_share`.
 
     Attributes:
         film: [N,H,W,3] uint8, None = there is none.
